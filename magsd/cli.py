@@ -1,0 +1,92 @@
+"""The command line: a table from verb to function, and the one place that turns errors into exit codes.
+
+``magsd --help`` and every verb pay only for what they use: the table holds names, and the module
+behind a verb is imported when the verb is called. Each verb is ``function(argv) -> exit code``.
+
+Exit codes: 0 done; 1 a fault of ours; 2 wrong usage or a missing optional part; 3 at least one input
+was unreadable or rejected; 4 an artefact is damaged or incompatible; 5 verification failed; 6 the
+backend asked for is not available; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from magsd_runtime._version import __version__
+from magsd_runtime.errors import RESEARCH_USE, MagsdError
+
+# verb: (package.module:function, one line of help)
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("magsd.commands:train", "train MAG-SD on a manifest of chest X-rays, with cross-validation"),
+    "evaluate": ("magsd.commands:evaluate", "metrics, figures and a report for a run or a bundle"),
+    "export": ("magsd_export.commands:export", "turn a trained run into a verified bundle"),
+    "verify": ("magsd_runtime.commands:verify", "prove on this machine that a bundle computes what it should"),
+    "infer": ("magsd_runtime.commands:infer", "class, probabilities and where the network looked, per image"),
+    "doctor": ("magsd_runtime.commands:doctor", "what this machine has, what would run, what is missing"),
+    "phantoms": ("magsd.commands:phantoms", "make synthetic chest films with known opacities, to try magsd on"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; return its exit code. Errors raised on purpose become one line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if verb in ("-V", "--version"):
+        print(f"magsd {__version__}")
+        return 0
+    if verb not in VERBS:
+        print(f"magsd: unknown command {verb!r}: one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    module_name, _, function_name = VERBS[verb][0].partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        code = function(arguments[1:])
+        sys.stdout.flush()
+        return code
+    except MagsdError as error:
+        print(f"magsd {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"magsd {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout has gone (head, a closed pager). Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("MAGSD_TRACEBACK"):
+            raise
+        print(
+            f"magsd {verb}: a fault of magsd: {type(error).__name__}: {' '.join(str(error).split())} "
+            "(set MAGSD_TRACEBACK=1 to see where)",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb.ljust(width)}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: magsd COMMAND [options]",
+            "",
+            "Chest X-ray networks with attention, from research training to the point of care.",
+            RESEARCH_USE,
+            "",
+            "commands:",
+            *lines,
+            "",
+            "magsd COMMAND --help shows its options; magsd --version the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
