@@ -60,7 +60,7 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, **state:
 
 def save_weights(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
     """The weights alone as safetensors, for other tools; classes and preprocessing hash as metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {
         "classes": "\n".join(info.classes),
@@ -68,7 +68,8 @@ def save_weights(path: Path, info: CheckpointInfo, model: nn.Module) -> None:
         "preprocessing_sha256": info.preprocessing.sha256(),
     }
     with replacing(path) as temporary:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata)
+        # not save_file: it replaces our temporary file by one that only its owner can read
+        temporary.write_bytes(save({name: value.contiguous() for name, value in model.state_dict().items()}, metadata))
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], CheckpointInfo]:

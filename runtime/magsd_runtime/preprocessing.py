@@ -8,7 +8,8 @@ Training, evaluation, export's parity check and the runtime all call these funct
 
 Training puts its random transforms between the two steps. The result is bit-exact wherever
 the same OpenCV version is installed; the golden values in ``tests/test_preprocessing.py``
-freeze it. A changed golden value means a new ``SPEC_VERSION``.
+freeze it (OpenCV 4.9, 4.10 and 5.0 agree in every bit). A changed golden value means a new
+``SPEC_VERSION``.
 
 Source: paper, section 4.2 (z-score and CLAHE); the authors' released code for what the paper
 leaves open (CLAHE after the resize, clip limit 4, tiles 4 x 4).
@@ -52,6 +53,13 @@ class PreprocessingSpec:
     normalization: Literal["image-zscore"] = "image-zscore"
 
     def __post_init__(self) -> None:
+        for name in ("version", "size", "clahe_grid"):
+            if type(getattr(self, name)) is not int:
+                raise UsageError(f"preprocessing {name} is {getattr(self, name)!r}: expected a whole number")
+        if type(self.clahe_clip) not in (int, float):
+            raise UsageError(f"preprocessing clahe_clip is {self.clahe_clip!r}: expected a number")
+        # 4 and 4.0 are one spec and must have one hash
+        object.__setattr__(self, "clahe_clip", float(self.clahe_clip))
         if self.version != SPEC_VERSION:
             raise ArtefactError(
                 f"preprocessing version {self.version} is not the version {SPEC_VERSION} of this magsd: "
@@ -63,7 +71,7 @@ class PreprocessingSpec:
             raise UsageError(f"preprocessing fit is {self.fit!r}: expected stretch, letterbox or crop")
         if self.resize != "area-then-linear" or self.normalization != "image-zscore":
             raise ArtefactError(
-                f"preprocessing resize {self.resize!r} or normalization {self.normalization!r} is unknown here"
+                f"preprocessing resize {self.resize!r} or normalization {self.normalization!r} is unknown"
             )
         if not 0 <= self.clahe_clip <= 100 or not 1 <= self.clahe_grid <= 64:
             raise UsageError("preprocessing clahe_clip must be 0 to 100 and clahe_grid 1 to 64")
@@ -87,8 +95,8 @@ class PreprocessingSpec:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
             raise ArtefactError(f"preprocessing spec has {found}: expected exactly {sorted(expected)}")
         try:
-            return cls(**{**value, "clahe_clip": float(value["clahe_clip"])})
-        except (TypeError, ValueError, UsageError) as error:
+            return cls(**value)
+        except UsageError as error:
             raise ArtefactError(f"preprocessing spec is not usable: {error}") from error
 
     def canonical_json(self) -> str:
@@ -173,7 +181,7 @@ def normalize(standardized: NDArray[np.uint8]) -> NDArray[np.float32]:
     if deviation == 0:
         return np.zeros((1, *standardized.shape), np.float32)
     table = (levels.astype(np.float32) - mean) / deviation
-    return table[standardized][np.newaxis]
+    return np.asarray(table[standardized][np.newaxis], np.float32)
 
 
 def preprocess(pixels: NDArray[np.uint8], spec: PreprocessingSpec) -> NDArray[np.float32]:

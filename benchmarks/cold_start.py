@@ -1,0 +1,94 @@
+"""Cold start: `magsd --help` and `magsd infer` of one image as whole processes, and what they import.
+
+    python benchmarks/cold_start.py BUNDLE IMAGE [--runs 15] [--json FILE]
+
+The commands take turns in one run, so that the machine's noise hits all of them alike; read the ratios.
+The last lines give the import time of each heavy module within `magsd infer`, and prove that torch
+is not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HEAVY = ("numpy", "cv2", "PIL.Image", "onnxruntime", "tqdm", "torch", "torchvision", "matplotlib", "sklearn", "onnx")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+
+    python = sys.executable
+    infer = ["-m", "magsd.cli", "infer", str(arguments.image), "--bundle", str(arguments.bundle), "--json"]
+    commands = {
+        "python -c pass": [python, "-c", "pass"],
+        "import numpy, cv2, onnxruntime": [python, "-c", "import numpy, cv2, onnxruntime"],
+        "magsd --help": [python, "-m", "magsd.cli", "--help"],
+        "magsd infer, one image": [python, *infer],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(arguments.runs + 1):
+        for name, command in commands.items():
+            started = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            if turn:  # the first turn warms the file cache
+                times[name].append(time.perf_counter() - started)
+    floor = statistics.median(times["import numpy, cv2, onnxruntime"])
+    rows = [
+        {"command": name, "median_ms": 1e3 * statistics.median(t), "min_ms": 1e3 * min(t), "max_ms": 1e3 * max(t),
+         "ratio_to_imports": statistics.median(t) / floor}
+        for name, t in times.items()
+    ]  # fmt: skip
+    modules = import_times([python, "-X", "importtime", *infer])
+    peak = peak_memory([python, *infer])
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    print(f"{'whole process':34}{'median ms':>10}{'min':>8}{'max':>8}{'x imports':>11}")
+    for row in rows:
+        print(f"{row['command']:34}{row['median_ms']:10.0f}{row['min_ms']:8.0f}{row['max_ms']:8.0f}{row['ratio_to_imports']:11.2f}")
+    print(f"peak memory of magsd infer: {peak:.0f} MB")
+    print("imports within magsd infer, ms (with what each pulls in):")
+    for name in HEAVY:
+        print(f"  {name:14}{modules[name]:8.1f}" if name in modules else f"  {name:14}     not imported")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": rows, "imports_ms": modules, "peak_mb": peak}, indent=2) + "\n")
+    if "torch" in modules:
+        sys.exit("torch was imported by magsd infer")
+
+
+def import_times(command: list[str]) -> dict[str, float]:
+    """Cumulative import time in ms of each heavy module that the command loads."""
+    errors = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    found = {}
+    for line in errors.splitlines():
+        match = re.match(r"import time:\s+\d+ \|\s+(\d+) \|\s+(\S+)$", line)
+        if match and match[2] in HEAVY:
+            found[match[2]] = int(match[1]) / 1e3
+    return found
+
+
+def peak_memory(command: list[str]) -> float:
+    """Peak resident memory in MB of one run: in a process of its own, for the figure covers all children."""
+    script = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *command], check=True, capture_output=True, text=True)
+    scale = 1e6 if sys.platform == "darwin" else 1e3
+    return int(done.stdout) / scale
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The verbs of research: train, evaluate, phantoms. Each parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from magsd_runtime.errors import RESEARCH_USE, UsageError, require
+
+
+def train(argv: list[str]) -> int:
+    """``magsd train``: cross-validated training; ends with the folder and validation scores of each fold."""
+    from .config import read_config, resolve
+    from .options import add_config_options, given_options
+
+    parser = argparse.ArgumentParser(
+        prog="magsd train",
+        description=f"Train MAG-SD on a manifest of chest X-rays. Defaults are the paper's. {RESEARCH_USE}",
+        epilog="Under torchrun: torchrun --nproc-per-node=2 -m magsd.cli train ...",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="RUN", help="run folder to create, or to resume"
+    )
+    parser.add_argument("--config", type=Path, metavar="F.yaml", help="settings; options given beside it win")
+    parser.add_argument("--fold", type=int, metavar="K", help="train this fold only, counted from 0")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda", help="where to train (default: auto)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--strict-data", action="store_true", help="treat the data report's warnings as errors"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object a fold")
+    add_config_options(parser)
+    arguments = parser.parse_args(argv)
+
+    for module in ("torch", "timm", "sklearn", "tensorboard", "safetensors", "yaml"):
+        require(module, feature="magsd train", extra="train")
+    from .allocator import keep_freed_memory
+    from .distributed import processes
+    from .run_folder import resumed_config
+    from .training import train as train_run
+
+    given = given_options(arguments)
+    if arguments.config is not None:
+        given = {**read_config(arguments.config), **given}
+    if given.get("data"):
+        given["data"] = str(Path(given["data"]).absolute())
+    if arguments.resume and (arguments.out / "config.yaml").is_file():
+        config = resumed_config(arguments.out, given)
+    else:
+        config = resolve(given)
+    if not config.data:
+        raise UsageError(
+            "--data is missing: a manifest CSV (path,label,patient) or a folder with one subfolder a class"
+        )
+    if arguments.threads is not None:
+        import torch
+
+        if arguments.threads < 1:
+            raise UsageError(f"--threads is {arguments.threads}: expected 1 or more")
+        torch.set_num_threads(arguments.threads)
+    with processes(arguments.device) as group:
+        if group.device.type == "cpu":
+            keep_freed_memory()
+        results = train_run(
+            config,
+            arguments.out,
+            group,
+            fold=arguments.fold,
+            resume=arguments.resume,
+            strict_data=arguments.strict_data,
+            report=_silent if arguments.quiet or not group.is_main else _say,
+            progress=not arguments.quiet and sys.stderr.isatty(),
+        )
+        if group.is_main:
+            for result in results:
+                if arguments.json:
+                    print(json.dumps({"fold": result.fold, "run": str(result.folder), "epoch": result.epoch,
+                                      "validation": result.validation, "research_use_only": True}))  # fmt: skip
+                else:
+                    scores = "  ".join(f"{k} {v:.4f}" for k, v in result.validation.items() if v is not None)
+                    print(
+                        f"fold {result.fold}: epoch {result.epoch} chosen by validation  {scores}  {result.folder}"
+                    )
+            if not arguments.json:
+                print(RESEARCH_USE)
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """``magsd evaluate``: metrics.json, predictions.csv, figures and a report of a run or a bundle."""
+    parser = argparse.ArgumentParser(
+        prog="magsd evaluate",
+        description=(
+            "Evaluate a run (each fold's model on the patients that it has not seen) or a bundle on a "
+            "manifest. "
+            f"Leaves metrics.json, predictions.csv, figures and report.html. {RESEARCH_USE}"
+        ),
+    )
+    parser.add_argument(
+        "target", type=Path, metavar="RUN|BUNDLE", help="folder of magsd train or magsd export"
+    )
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="M.csv", help="manifest, or a class folder"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in --out")
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda", help="where to predict (default: auto)"
+    )
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images a step (default: 32)")
+    parser.add_argument("--fold", type=int, metavar="K", help="this fold of a run only")
+    parser.add_argument(
+        "--map",
+        choices=("attention", "evidence"),
+        help="map of the headline localization (default: the bundle's, or attention); both are reported",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="resamples of intervals (default: 1000)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of resamples and random maps (default: 0)")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the main numbers as one JSON object")
+    arguments = parser.parse_args(argv)
+
+    for module in ("sklearn", "matplotlib"):
+        require(module, feature="magsd evaluate", extra="train")
+    from .evaluation import evaluate as evaluate_target
+    from .evaluation_output import summary, summary_table
+
+    metrics = evaluate_target(
+        arguments.target,
+        arguments.data,
+        arguments.out,
+        device=arguments.device,
+        batch=arguments.batch,
+        resamples=arguments.bootstrap,
+        map_name=arguments.map,
+        fold=arguments.fold,
+        seed=arguments.seed,
+        force=arguments.force,
+        progress=_no_bar if arguments.quiet else _bar,
+    )
+    if not arguments.quiet:
+        for entry in metrics["notes"]:
+            _say(f"{entry['level']}: {entry['text']}")
+    if arguments.json:
+        print(json.dumps(summary(metrics, arguments.out), allow_nan=False))
+    else:
+        print(summary_table(metrics))
+        print(f"report: {arguments.out / 'report.html'}")
+        print(RESEARCH_USE)
+    return 0
+
+
+def _bar(text: str) -> Callable[[int, int], None]:
+    """A function (done, total): a bar on a terminal, elsewhere a line at the end."""
+    if not sys.stderr.isatty():
+
+        def line(done: int, total: int) -> None:
+            if done >= total:
+                print(f"{text}: {total} done", file=sys.stderr, flush=True)
+
+        return line
+    from tqdm import tqdm
+
+    bar = tqdm(desc=text, leave=False, dynamic_ncols=True)
+
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return update
+
+
+def _no_bar(text: str) -> None:
+    """``--quiet``."""
+
+
+def _say(line: str) -> None:
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)  # keeps a running bar in its place
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    """``--quiet``."""

@@ -1,0 +1,197 @@
+"""A bundle is what is deployed: one folder with the network and all that is needed to use it right.
+
+``bundle.json`` describes it and holds size and SHA-256 of every other file; ``golden/`` holds inputs
+with expected outputs, so that a device can prove itself (``verification.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from .errors import ArtefactError, BundleError
+from .files import sha256_file
+
+if TYPE_CHECKING:
+    from .preprocessing import PreprocessingSpec
+
+BUNDLE_SCHEMA = "magsd.bundle/1"
+MANIFEST_NAME = "bundle.json"
+MODEL_NAME = "model.onnx"
+INPUT_NAME = "image"
+OUTPUT_NAMES = ("logits", "attention", "evidence", "embedding")
+LOCALIZATION_MAPS = ("attention", "evidence")
+
+_REMEDY = "copy or export the bundle again"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A bundle whose description was checked; ``manifest`` is the whole of ``bundle.json``.
+
+    ``classes`` are in the order of the logits. ``localization``: ``map`` (attention or evidence)
+    and ``threshold`` (0 to 1). ``model_sha256``: of ``model.onnx``, the model's identity.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    preprocessing: PreprocessingSpec
+    temperature: float
+    localization: dict[str, Any]
+    model_sha256: str
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / MODEL_NAME
+
+
+def load_bundle(path: str | os.PathLike[str], *, check_files: bool = True) -> Bundle:
+    """Read and check the bundle in folder ``path``; with ``check_files``, every file's size and SHA-256.
+
+    Raises
+    ------
+    BundleError
+        If the folder is no bundle, of a newer version, incomplete or altered, or asks for a
+        preprocessing that this magsd does not reproduce exactly. The line says which file.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    _check_schema(folder, manifest)
+    try:
+        bundle = _describe(folder, manifest)
+    except _Unusable as error:
+        raise BundleError(f"{folder / MANIFEST_NAME}: {error}: {_REMEDY}") from error
+    files = manifest.get("files")
+    if not isinstance(files, dict) or MODEL_NAME not in files:
+        raise BundleError(f"{folder / MANIFEST_NAME}: does not list {MODEL_NAME} in files: {_REMEDY}")
+    for name, facts in files.items():
+        _check_file(folder, name, facts, hash_too=check_files)
+    if files[MODEL_NAME]["sha256"] != bundle.model_sha256:
+        raise BundleError(
+            f"{folder / MANIFEST_NAME}: model.sha256 is not the sha256 of {MODEL_NAME} in files: {_REMEDY}"
+        )
+    return bundle
+
+
+class _Unusable(Exception):
+    """A field of the manifest that is missing or senseless."""
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not folder.exists():
+            what = "no such folder"
+        elif not folder.is_dir():
+            what = "is a file, expected the folder that magsd export wrote"
+        else:
+            what = f"holds no {MANIFEST_NAME}, so it is no bundle (magsd export writes one)"
+        raise BundleError(f"{folder}: {what}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}): {_REMEDY}") from error
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: is not JSON ({error}): {_REMEDY}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{path}: holds a {type(manifest).__name__}, expected an object: {_REMEDY}")
+    return manifest
+
+
+def _check_schema(folder: Path, manifest: dict[str, Any]) -> None:
+    schema = manifest.get("schema")
+    if schema == BUNDLE_SCHEMA:
+        return
+    kind, _, version = schema.rpartition("/") if isinstance(schema, str) else ("", "", "")
+    own_kind, _, own_version = BUNDLE_SCHEMA.rpartition("/")
+    if kind == own_kind and version.isdecimal() and int(version) > int(own_version):
+        raise BundleError(
+            f"{folder}: is a bundle of version {version}, this magsd reads version {own_version}: "
+            "install a newer magsd, or export with this one"
+        )
+    raise BundleError(f"{folder / MANIFEST_NAME}: schema is {schema!r}, expected {BUNDLE_SCHEMA!r}")
+
+
+def _describe(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    from .preprocessing import PreprocessingSpec  # brings OpenCV, which `magsd doctor` can do without
+
+    model = _field(manifest, "model", dict)
+    classes = _field(manifest, "classes", list)
+    if len(classes) < 2 or not all(isinstance(name, str) and name for name in classes):
+        raise _Unusable("classes are not a list of two or more names")
+    if len(set(classes)) != len(classes):
+        raise _Unusable("classes holds a name twice")
+
+    try:
+        spec = PreprocessingSpec.from_dict(_field(manifest, "preprocessing", dict))
+    except ArtefactError as error:
+        raise BundleError(f"{folder}: {error}") from error
+    if _field(manifest, "preprocessing_sha256", str) != spec.sha256():
+        raise _Unusable("preprocessing_sha256 is not the hash of preprocessing")
+
+    temperature = _number(_field(manifest, "calibration", dict), "temperature", "calibration.")
+    if temperature <= 0:
+        raise _Unusable(f"calibration.temperature is {temperature}, expected a number above 0")
+    localization = _field(manifest, "localization", dict)
+    if localization.get("map") not in LOCALIZATION_MAPS:
+        raise _Unusable(f"localization.map is {localization.get('map')!r}, expected attention or evidence")
+    if not 0 <= _number(localization, "threshold", "localization.") <= 1:
+        raise _Unusable(f"localization.threshold is {localization['threshold']}, expected 0 to 1")
+    return Bundle(
+        path=folder,
+        manifest=manifest,
+        name=_field(model, "name", str, "model."),
+        version=str(_field(model, "version", (str, int, float), "model.")),
+        classes=tuple(classes),
+        preprocessing=spec,
+        temperature=temperature,
+        localization=localization,
+        model_sha256=_field(model, "sha256", str, "model."),
+    )
+
+
+def _field(holder: dict[str, Any], name: str, kind: type | tuple[type, ...], prefix: str = "") -> Any:
+    if name not in holder:
+        raise _Unusable(f"{prefix}{name} is missing")
+    if not isinstance(holder[name], kind):
+        raise _Unusable(f"{prefix}{name} is a {type(holder[name]).__name__}")
+    return holder[name]
+
+
+def _number(holder: dict[str, Any], name: str, prefix: str) -> float:
+    value = _field(holder, name, (int, float), prefix)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise _Unusable(f"{prefix}{name} is {str(value)[:20]}, expected a finite number")
+    return number
+
+
+def _check_file(folder: Path, name: str, facts: Any, *, hash_too: bool) -> None:
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise BundleError(f"{folder / MANIFEST_NAME}: file name {name!r} leads out of the bundle: {_REMEDY}")
+    if not isinstance(facts, dict) or not {"sha256", "size"} <= set(facts):
+        raise BundleError(f"{folder / MANIFEST_NAME}: file {name} has no sha256 and size: {_REMEDY}")
+    path = folder / pure
+    try:
+        if not path.is_file():
+            raise BundleError(f"{path}: is missing from the bundle: {_REMEDY}")
+        size = path.stat().st_size
+        if size != facts["size"]:
+            raise BundleError(f"{path}: has {size} bytes, the bundle lists {facts['size']}: {_REMEDY}")
+        if hash_too and sha256_file(path) != facts["sha256"]:
+            raise BundleError(f"{path}: was altered, its sha256 is not the one listed: {_REMEDY}")
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise BundleError(f"{str(path)!a}: cannot be read ({error}): {_REMEDY}") from error

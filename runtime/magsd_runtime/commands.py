@@ -1,0 +1,326 @@
+"""The runtime's verbs: infer, verify, doctor. Parse, call the library, print, return the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RESEARCH_USE, UsageError
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline, Result
+    from .prediction import Prediction, Reason
+
+_BACKENDS = ("auto", "cpu", "cuda")  # as backends.BACKENDS, which --help need not import
+_NO_BUNDLE = (
+    "no bundle: name one with --bundle DIR or in MAGSD_BUNDLE; "
+    "magsd train and then magsd export RUN --out DIR make one"
+)
+_FAULTS = ("fault", "overlay_failed")  # of magsd, not of the image
+_WIDEST_PATH = 48
+_LONGEST_STEM = 180  # bytes; file systems end at 255, and suffixes and temporary names come on top
+
+
+def infer(argv: list[str]) -> int:
+    """``magsd infer``: class, probabilities and where the network looked, for each image."""
+    parser = argparse.ArgumentParser(
+        prog="magsd infer",
+        description="Class, probabilities and where the network looked, for each image. " + RESEARCH_USE,
+        epilog="Exit code 3: at least one image was unreadable or rejected; the others were done.",
+    )
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="image, folder or glob; - reads a list on stdin"
+    )
+    parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: $MAGSD_BUNDLE)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here"
+    )
+    parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+    _add_backend(parser)
+    options = parser.parse_args(argv)
+
+    bundle = options.bundle or os.environ.get("MAGSD_BUNDLE")
+    if not bundle:
+        raise UsageError(_NO_BUNDLE)
+    images = _find(options.paths)
+    names = _output_names(images)
+    if options.out is not None:
+        _prepare_output(options.out, images, names)
+
+    from .pipeline import Pipeline
+
+    if options.threads is not None:
+        import cv2
+
+        cv2.setNumThreads(options.threads)
+    with Pipeline.open(bundle, options.backend, threads=options.threads) as pipeline:
+        output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
+        show = _json_line if options.json else _Table(pipeline, images)
+        return _run(pipeline, images, names, show, output)
+
+
+def verify(argv: list[str]) -> int:
+    """``magsd verify``: prove on this machine that a bundle computes what it should."""
+    parser = argparse.ArgumentParser(
+        prog="magsd verify",
+        description="Prove on this machine that a bundle computes what it computed where it was made. "
+        + RESEARCH_USE,
+        epilog="Exit code 4: a file is damaged; 5: the outputs differ by more than is allowed.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that magsd export wrote")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_backend(parser)
+    options = parser.parse_args(argv)
+
+    from .backends import open_backend
+    from .bundle import load_bundle
+    from .errors import VerificationError
+    from .verification import verify_bundle
+
+    bundle = load_bundle(options.bundle)
+    with open_backend(bundle, options.backend, threads=options.threads) as backend:
+        report = verify_bundle(bundle, backend)
+    print(json.dumps(report.to_dict(), allow_nan=False) if options.json else report.format(), flush=True)
+    if report.passed:
+        return 0
+    return VerificationError.exit_code
+
+
+def doctor(argv: list[str]) -> int:
+    """``magsd doctor``: what this machine has, what would run, what is missing."""
+    parser = argparse.ArgumentParser(
+        prog="magsd doctor", description="What this machine has, what would run and why, what is missing."
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args(argv)
+
+    from .doctor import examine, format_report
+
+    report = examine()
+    print(json.dumps(report, allow_nan=False) if options.json else format_report(report), flush=True)
+    return 0
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend", choices=_BACKENDS, default="auto", help="auto (default) takes the fastest that is here"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"is {value}, expected 1 or more")
+    return value
+
+
+def _find(paths: Sequence[str]) -> list[Path]:
+    from .images import find_images
+
+    found: dict[Path, None] = {}
+    for path in paths:
+        images = find_images([path])
+        if not images:
+            what = (
+                "the list on stdin is empty" if path == "-" else f"{path}: holds no PNG, JPEG or TIFF image"
+            )
+            if len(paths) == 1:
+                raise UsageError(what)
+            print(f"magsd infer: {what}", file=sys.stderr)
+        found.update(dict.fromkeys(images))
+    if not found:
+        raise UsageError("no images: none of the paths holds a PNG, JPEG or TIFF image")
+    return list(found)
+
+
+def _output_names(images: Sequence[Path]) -> list[str]:
+    """A name per image for its output files: the stem, and where stems collide also a hash of the path.
+
+    The names depend on the paths as given, not on their order, so that a rerun replaces its own files.
+    Stems that differ in case only collide as well: some file systems do not tell them apart.
+    """
+    counts = Counter(path.stem.casefold() for path in images)
+    names = []
+    for path in images:
+        name = path.stem
+        too_long = len(os.fsencode(name)) > _LONGEST_STEM
+        if too_long or counts[name.casefold()] > 1:
+            import hashlib
+
+            start = os.fsencode(name)[:_LONGEST_STEM].decode("utf-8", "ignore") if too_long else name
+            name = start + "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        names.append(name)
+    return names
+
+
+def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: no folder can be made there ({error.strerror})") from error
+    there = os.path.realpath(out)
+    is_out = {parent: os.path.realpath(parent) == there for parent in {path.parent for path in images}}
+    overwritten = {f"{name}_overlay.png" for name in names} & {
+        path.name for path in images if is_out[path.parent]
+    }
+    if overwritten:
+        raise UsageError(f"--out {out}: {min(overwritten)} there is one of the images, choose another folder")
+
+
+def _run(
+    pipeline: Pipeline,
+    images: Sequence[Path],
+    names: Sequence[str],
+    show: Callable[[Prediction], str],
+    output: _Output | None,
+) -> int:
+    """One image after the other, each shown as soon as it is done; nothing is kept of it but its status."""
+    if hasattr(
+        sys.stdout, "reconfigure"
+    ):  # a class or file name that the terminal cannot show must not stop us
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    statuses: Counter[str] = Counter()
+    fault = False
+    with closing(_Progress(len(images))) as progress:
+        if isinstance(show, _Table):
+            progress.print(show.header())
+        for path, name in zip(images, names):
+            result = pipeline.predict(path, with_heat=output is not None and output.overlay)
+            prediction = result.prediction if output is None else output.write(result, name)
+            statuses[prediction.status] += 1
+            fault = fault or any(reason.code in _FAULTS for reason in prediction.reasons)
+            progress.print(show(prediction))
+            progress.step()
+    if len(images) > 1:
+        parts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+        print(f"{len(images)} images: {parts}", file=sys.stderr)
+    if fault:
+        return 1
+    return 3 if statuses["rejected"] or statuses["error"] else 0
+
+
+@dataclass(frozen=True)
+class _Output:
+    """The folder of --out."""
+
+    folder: Path
+    overlay: bool
+
+    def write(self, result: Result, name: str) -> Prediction:
+        """Write the overlay and the JSON file of one image; the prediction then names both."""
+        from .files import write_json
+
+        prediction, files = result.prediction, {}
+        try:
+            if self.overlay and result.radiograph is not None and prediction.status != "error":
+                target = self.folder / f"{name}_overlay.png"
+                reason = _draw(target, result)
+                if reason is None:
+                    files["overlay"] = _text(target)
+                else:
+                    prediction = replace(prediction, reasons=(*prediction.reasons, reason))
+            target = self.folder / f"{name}.json"
+            prediction = replace(prediction, files={**files, "json": _text(target)})
+            write_json(target, prediction.to_dict())
+        except OSError as error:
+            raise UsageError(
+                f"--out {self.folder}: cannot write there ({error.strerror or error})"
+            ) from error
+        return prediction
+
+
+def _draw(target: Path, result: Result) -> Reason | None:
+    from .overlay import save_overlay
+    from .prediction import Reason
+
+    assert result.radiograph is not None
+    try:
+        save_overlay(target, result.radiograph, result.heat, result.prediction)
+    except OSError:
+        raise
+    except Exception as error:  # the answer stands without its picture, and the other images wait
+        if os.environ.get("MAGSD_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        return Reason("overlay_failed", f"the overlay could not be drawn ({type(error).__name__}: {message})")
+    return None
+
+
+def _text(path: Path) -> str:
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _json_line(prediction: Prediction) -> str:
+    # ASCII: whatever reads the line, in whatever locale, gets the same text
+    return json.dumps(prediction.to_dict(), allow_nan=False)
+
+
+class _Table:
+    """An aligned line per image; widths are known before the first, so that lines can stream."""
+
+    def __init__(self, pipeline: Pipeline, images: Sequence[Path]) -> None:
+        self._path = min(_WIDEST_PATH, max(4, *(len(_printable(str(path))) for path in images)))
+        self._label = max(5, *map(len, pipeline.bundle.classes))
+        backend, bundle = pipeline.backend, pipeline.bundle
+        self._model = (
+            f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"
+        )
+
+    def header(self) -> str:
+        columns = self._row("file", "label", "probability", "findings", "status")
+        return f"{self._model}\n{RESEARCH_USE}\n{columns}"
+
+    def __call__(self, prediction: Prediction) -> str:
+        status = ": ".join([prediction.status, "; ".join(reason.message for reason in prediction.reasons)])
+        value = prediction.probability
+        # Never "1.000": a probability that rounds to certainty is none
+        probability = "-" if value is None else f"{value:.3f}" if value < 0.9995 else ">0.999"
+        findings = str(len(prediction.findings)) if prediction.label is not None else "-"
+        return self._row(
+            _printable(prediction.path), prediction.label or "-", probability, findings, status.rstrip(": ")
+        )
+
+    def _row(self, path: str, label: str, probability: str, findings: str, status: str) -> str:
+        if len(path) > self._path:  # the end of a path tells more than its start
+            path = "..." + path[3 - self._path :]
+        return f"{path:<{self._path}}  {label:<{self._label}}  {probability:>11}  {findings:>8}  {status}"
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
+
+
+class _Progress:
+    """Lines on stdout, and with more than one image and a terminal, a bar on stderr."""
+
+    def __init__(self, count: int) -> None:
+        self._bar: Any = None
+        if count > 1 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=count, unit="image", file=sys.stderr, leave=False, dynamic_ncols=True)
+
+    def print(self, line: str) -> None:
+        if self._bar is not None and sys.stdout.isatty():
+            self._bar.write(line, file=sys.stdout)  # clears the bar first
+            sys.stdout.flush()
+        else:
+            print(line, flush=True)
+
+    def step(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,186 @@
+"""From a file to a prediction: read, standardize, run the network, say what and where.
+
+with Pipeline.open("bundle") as pipeline:
+    result = pipeline.predict("film.png")
+    print(result.prediction.label, result.prediction.probability)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends import CheckedBackend, open_backend
+from .bundle import Bundle, load_bundle
+from .calibration import probabilities
+from .errors import ImageError
+from .images import Radiograph, has_contrast, read_radiograph
+from .localization import findings, localization_map, scale_to_unit, to_original, upsample
+from .prediction import Finding, Prediction, Reason
+from .preprocessing import normalize, standardize
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A prediction, and what an overlay is drawn from.
+
+    ``heat`` is float32 (H, W), 0 to 1, in the original image's pixels. ``heat`` is None when the image
+    was not judged or the heat not asked for; ``radiograph`` when the file could not be read.
+    """
+
+    prediction: Prediction
+    heat: NDArray[np.float32] | None
+    radiograph: Radiograph | None
+
+
+class Pipeline:
+    """A bundle on a backend, ready for any number of files, one after the other."""
+
+    def __init__(self, bundle: Bundle, backend: CheckedBackend) -> None:
+        self.bundle = bundle
+        self.backend = backend
+        self._facts: dict[str, Any] = {
+            "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.model_sha256},
+            "preprocessing_sha256": bundle.preprocessing.sha256(),
+            "backend": {"name": backend.name, "device": backend.device, "precision": backend.precision},
+        }
+
+    @classmethod
+    def open(
+        cls, bundle_path: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None
+    ) -> Pipeline:
+        """Check the bundle, every file of it, and open its network. Raises as ``load_bundle`` and
+        ``open_backend`` do."""
+        bundle = load_bundle(bundle_path)
+        return cls(bundle, open_backend(bundle, backend, threads=threads))
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def predict(self, path: str | os.PathLike[str], *, with_heat: bool = True) -> Result:
+        """Judge one file. Nothing is raised for any file: what is wrong becomes status and reasons.
+
+        Codes: ``unreadable`` (error), ``no_contrast`` (rejected), ``out_of_memory``, ``not_finite``
+        and ``fault`` (error; a fault of magsd or of the machine, not of the image).
+        """
+        clock = _Clock()
+        radiograph: Radiograph | None = None
+        try:
+            radiograph = read_radiograph(path)
+            clock.lap("decode")
+            return self._judge(path, radiograph, clock, with_heat)
+        except ImageError as error:
+            reason = Reason("unreadable", _without_path(str(error), path))
+        except MemoryError:
+            reason = Reason("out_of_memory", "not enough memory to judge this image: close other programs")
+        except Exception as error:  # one image must never stop the others
+            if os.environ.get("MAGSD_TRACEBACK"):
+                raise
+            message = " ".join(str(error).split())
+            reason = Reason("fault", f"{type(error).__name__}: {message} (MAGSD_TRACEBACK=1 shows where)")
+        return self._not_judged(path, radiograph, clock, "error", reason)
+
+    def _judge(
+        self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool
+    ) -> Result:
+        bundle, spec = self.bundle, self.bundle.preprocessing
+        standardized = standardize(radiograph.pixels, spec)
+        # Standardizing can even out what little contrast there was, or crop it away
+        if not has_contrast(radiograph) or standardized.min() == standardized.max():
+            reason = Reason("no_contrast", "the image has one grey value only: there is nothing to judge")
+            return self._not_judged(path, radiograph, clock, "rejected", reason)
+        image = normalize(standardized)
+        clock.lap("preprocess")
+
+        outputs = self.backend.run(image[np.newaxis])
+        clock.lap("inference")
+        if not all(np.isfinite(outputs[name]).all() for name in ("logits", "attention", "evidence")):
+            reason = Reason(
+                "not_finite",
+                f"the network gave infinities or no numbers on {self.backend.device}: see magsd verify",
+            )
+            return self._not_judged(path, radiograph, clock, "error", reason)
+        probability = probabilities(outputs["logits"], bundle.temperature)[0]
+        best = int(outputs["logits"][0].argmax())
+
+        coarse = localization_map(
+            bundle.localization["map"], outputs["attention"][0], outputs["evidence"][0], best
+        )
+        square = scale_to_unit(upsample(coarse, spec.size))
+        size = (radiograph.width, radiograph.height)
+        found = findings(square, float(bundle.localization["threshold"]), *size, spec)
+        heat = to_original(square, *size, spec) if with_heat else None
+        clock.lap("localize")
+
+        prediction = Prediction(
+            path=_text(path),
+            status="ok",
+            label=bundle.classes[best],
+            probability=float(probability[best]),
+            probabilities={name: float(value) for name, value in zip(bundle.classes, probability)},
+            findings=tuple(_rounded(finding) for finding in found),
+            image=dict(radiograph.source),
+            timings_ms=clock.finish(),
+            **self._facts,
+        )
+        return Result(prediction, heat, radiograph)
+
+    def _not_judged(
+        self,
+        path: str | os.PathLike[str],
+        radiograph: Radiograph | None,
+        clock: _Clock,
+        status: Any,
+        reason: Reason,
+    ) -> Result:
+        prediction = Prediction(
+            path=_text(path),
+            status=status,
+            reasons=(reason,),
+            image={} if radiograph is None else dict(radiograph.source),
+            timings_ms=clock.finish(),
+            **self._facts,
+        )
+        return Result(prediction, None, radiograph)
+
+
+class _Clock:
+    """Milliseconds of each step, and in all."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._laps[name] = round(1000 * (now - self._last), 3)
+        self._last = now
+
+    def finish(self) -> dict[str, float]:
+        return {**self._laps, "total": round(1000 * (time.perf_counter() - self._start), 3)}
+
+
+def _rounded(finding: Finding) -> Finding:
+    return Finding(finding.box, round(finding.score, 6), round(finding.area_fraction, 6))
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    """The path as text that every JSON reader takes: bytes that are no UTF-8 become ``\\udcXX``."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _without_path(message: str, path: str | os.PathLike[str]) -> str:
+    """The reason alone; the record holds the path beside it."""
+    text = os.fspath(path)
+    return message.removeprefix(f"{text if text.isprintable() else ascii(text)}: ")

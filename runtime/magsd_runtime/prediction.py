@@ -1,0 +1,126 @@
+"""One prediction: the same record as Python object, JSON line and file.
+
+A finding is a region the network attended to, not a finding of a radiologist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+PREDICTION_SCHEMA = "magsd.prediction/1"
+
+Status = Literal["ok", "review", "rejected", "error"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open rectangle in pixels of the original image: ``x0 <= x < x1``, ``y0 <= y < y1``.
+
+    Edges lie at integers: the box of the single pixel in column 3, row 5 is ``Box(3, 5, 4, 6)``.
+    """
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails as well
+        if not (self.x0 < self.x1 and self.y0 < self.y1):
+            raise ValueError(f"box {self.to_list()} is empty: expected x0 < x1 and y0 < y1")
+
+    @property
+    def width(self) -> float:
+        return self.x1 - self.x0
+
+    @property
+    def height(self) -> float:
+        return self.y1 - self.y0
+
+    @property
+    def area(self) -> float:
+        return self.width * self.height
+
+    def to_list(self) -> list[float]:
+        """``[x0, y0, x1, y1]``, as in the JSON record."""
+        return [self.x0, self.y0, self.x1, self.y1]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One region: its enclosing box, the largest heat in it (0 to 1), its share of the image (0 to 1)."""
+
+    box: Box
+    score: float
+    area_fraction: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"box": self.box.to_list(), "score": self.score, "area_fraction": self.area_fraction}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why the status is what it is: ``code`` for programs, ``message`` (one line) for people."""
+
+    code: str
+    message: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one file.
+
+    ``label``, ``probability`` (of the label) and ``probabilities`` (class to probability, in the
+    model's order, sum 1) are None when the status is ``rejected`` or ``error``; ``image`` is empty when
+    the file could not be read. ``timings_ms``: decode, preprocess, inference, localize, total, those
+    that took place, in milliseconds. ``files``: what was written for this image, by kind.
+    """
+
+    path: str
+    status: Status
+    reasons: tuple[Reason, ...] = ()
+    label: str | None = None
+    probability: float | None = None
+    probabilities: Mapping[str, float] | None = None
+    findings: tuple[Finding, ...] = ()
+    image: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing_sha256: str = ""
+    backend: Mapping[str, Any] = field(default_factory=dict)
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(f"status is {self.status!r}: expected one of {', '.join(get_args(Status))}")
+        judged = self.status in ("ok", "review")
+        if any((value is not None) != judged for value in (self.label, self.probability, self.probabilities)):
+            raise ValueError(
+                f"status {self.status!r} needs label, probability and probabilities "
+                + ("all set" if judged else "all None")
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record ``magsd.prediction/1``: only plain dicts, lists, strings, numbers, None."""
+        return {
+            "schema": PREDICTION_SCHEMA,
+            "path": self.path,
+            "status": self.status,
+            "reasons": [reason.to_dict() for reason in self.reasons],
+            "label": self.label,
+            "probability": self.probability,
+            "probabilities": None if self.probabilities is None else dict(self.probabilities),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "image": dict(self.image),
+            "model": dict(self.model),
+            "preprocessing_sha256": self.preprocessing_sha256,
+            "backend": dict(self.backend),
+            "timings_ms": dict(self.timings_ms),
+            "files": dict(self.files),
+            "research_use_only": True,
+        }
