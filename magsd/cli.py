@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from magsd_runtime._version import __version__
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"magsd: unknown command {verb!r}: one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    if not sys.warnoptions:
+        # what libraries warn about is for us; python -W default -m magsd.cli shows it
+        warnings.simplefilter("ignore")
     module_name, _, function_name = VERBS[verb][0].partition(":")
     try:
         function = getattr(importlib.import_module(module_name), function_name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 130
+PANEL_DPI = 96  # films do not compress: the report would grow by megabytes
 INK, FAINT = "#1b2733", "#8793a0"
 # Told apart in print and by most colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#444444")
@@ -123,7 +124,7 @@ def reliability_figure(path: Path, *, bins: Sequence[Mapping[str, Any]], ece: fl
     )  # fmt: skip
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     upper.set_ylabel("share that is right")
-    upper.legend(loc="upper left", frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     upper.text(
         0.97, 0.05, f"ECE {ece:.3f}", ha="right", transform=upper.transAxes, fontsize=13, color=INK,
         bbox={"facecolor": "white", "edgecolor": "#d5dbe1", "boxstyle": "round,pad=0.4"},
@@ -159,7 +160,7 @@ def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=3 if side_by_side else 1, frameon=False, fontsize=9
     )
-    _save(figure, path)
+    _save(figure, path, PANEL_DPI)
 
 
 def training_figure(path: Path, logs: Mapping[int, Sequence[Mapping[str, float | None]]]) -> None:
@@ -249,7 +250,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=9)
         for label in (axes.xaxis.label, axes.yaxis.label):
@@ -258,4 +259,4 @@ def _save(figure: Figure, path: Path) -> None:
             axes.spines[side].set_visible(False)
     with replacing(path) as temporary:
         # without a date or version inside, equal results are equal files
-        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+        figure.savefig(temporary, dpi=dpi, format="png", metadata={"Software": None})

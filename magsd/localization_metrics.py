@@ -26,7 +26,7 @@ from magsd_runtime.preprocessing import PreprocessingSpec
 from .data import Record
 from .metrics import patient_weights, percentile_interval
 
-THRESHOLDS = np.linspace(0.05, 0.95, 19)
+THRESHOLDS = np.arange(1, 20) / 20
 DEFAULT_THRESHOLD = 0.5
 IOU_AT = 0.25
 CENTRAL_SHARE = 0.5

@@ -143,9 +143,11 @@ def _export(network: nn.Module, example: torch.Tensor, *, verbose: bool) -> onnx
                 input_names=[INPUT_NAME],
                 output_names=list(OUTPUT_NAMES),
                 external_data=False,
-                optimize=False,
+                optimize=False,  # see _simplify
                 verbose=verbose,
             )
+            if program is not None:
+                _simplify(program.model)
         except Exception as error:  # capture, decomposition, translation: each with exceptions of its own
             last = " ".join((str(error).strip() or said.getvalue().strip()).split())
             raise MagsdError(f"the network cannot be exported to ONNX: {last[:300]}") from error
@@ -154,6 +156,25 @@ def _export(network: nn.Module, example: torch.Tensor, *, verbose: bool) -> onnx
     if sum(value.numel() * value.element_size() for value in network.state_dict().values()) > LARGEST_FILE:
         raise MagsdError("the network is larger than the 2 GB that one ONNX file can hold")
     return program.model_proto
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and batch norms of an ``onnx_ir.Model``, in place.
+
+    Not the exporter's own ``optimize``: onnxscript takes every constant below 1e-8 for a zero and removes
+    its addition, so the 1e-12 under attention pooling's square root was gone (onnxscript 0.7.2), and an
+    image with faint features got other logits. Only what is exact, or exact but for rounding, is done here.
+    """
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter.rules.common import fuse_batchnorm_into_conv_rule
+
+    optimizer.fold_constants(model)
+    rewriter.rewrite(model, [fuse_batchnorm_into_conv_rule])
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    # TensorRT wants axes and shapes as initializers, not as nodes
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 @contextlib.contextmanager
