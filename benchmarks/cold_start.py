@@ -20,7 +20,18 @@ import sys
 import time
 from pathlib import Path
 
-HEAVY = ("numpy", "cv2", "PIL.Image", "onnxruntime", "tqdm", "torch", "torchvision", "matplotlib", "sklearn", "onnx")
+HEAVY = (
+    "numpy",
+    "cv2",
+    "PIL.Image",
+    "onnxruntime",
+    "tqdm",
+    "torch",
+    "torchvision",
+    "matplotlib",
+    "sklearn",
+    "onnx",
+)
 
 
 def main() -> None:
@@ -57,7 +68,9 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{'whole process':34}{'median ms':>10}{'min':>8}{'max':>8}{'x imports':>11}")
     for row in rows:
-        print(f"{row['command']:34}{row['median_ms']:10.0f}{row['min_ms']:8.0f}{row['max_ms']:8.0f}{row['ratio_to_imports']:11.2f}")
+        print(
+            f"{row['command']:34}{row['median_ms']:10.0f}{row['min_ms']:8.0f}{row['max_ms']:8.0f}{row['ratio_to_imports']:11.2f}"
+        )
     print(f"peak memory of magsd infer: {peak:.0f} MB")
     print("imports within magsd infer, ms (with what each pulls in):")
     for name in HEAVY:

@@ -53,17 +53,21 @@ def measure(
     repeats: int,
     warmup: int = 1,
     synchronize: Callable[[], object] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Run the variants in turns: ``warmup`` uncounted, then ``repeats``; ``synchronize`` ends each run."""
+    """Run the variants in turns: ``warmup`` uncounted, then ``repeats``; ``synchronize`` ends each run.
+
+    ``clock``: wall time, or ``time.process_time`` where other programs take the processor away.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(-warmup, repeats):
         for name, run in variants.items():
             synchronize()
-            started = time.perf_counter()
+            started = clock()
             run()
             synchronize()
             if turn >= 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: Timing(tuple(runs)) for name, runs in seconds.items()}
 
 

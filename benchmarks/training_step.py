@@ -58,18 +58,14 @@ def loop_augment(images: Tensor, draws: AugmentationDraws) -> Tensor:
     """Data augmentation, one image after the other."""
     fields = [field.name for field in dataclasses.fields(draws)]
     singles = [
-        augment(
-            images[i : i + 1], AugmentationDraws(**{name: getattr(draws, name)[i : i + 1] for name in fields})
-        )
+        augment(images[i : i + 1], AugmentationDraws(**{name: getattr(draws, name)[i : i + 1] for name in fields}))
         for i in range(len(images))
     ]
     return torch.cat(singles)
 
 
 @torch.no_grad()
-def loop_attention(
-    images: Tensor, attention: Tensor, draws: dict[str, aga.AttentionDraws]
-) -> tuple[Tensor, ...]:
+def loop_attention(images: Tensor, attention: Tensor, draws: dict[str, aga.AttentionDraws]) -> tuple[Tensor, ...]:
     """Attention augmentation as the released code has it: a loop with ``.item()`` and ``nonzero``."""
     size = images.shape[2]
     padding = int(0.1 * size + 0.5)
@@ -191,13 +187,16 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     split: dict[str, dict[str, list[float]]] = {way: {name: [] for name in PHASES} for way in ways}
 
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    print("processor time of this process" if arguments.cpu_time else "wall time")
+
     def taken_apart(way: str) -> None:
-        last = time.perf_counter()
+        last = clock()
 
         def phase(name: str) -> None:
             nonlocal last
             step.synchronize()
-            now = time.perf_counter()
+            now = clock()
             split[way][name].append(now - last)
             last = now
 
@@ -216,10 +215,11 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     # on a GPU the phases above wait for each other; this does not
     whole = measure(
         {way: lambda way=way: step.run(*ways[way]) for way in ways},
-        repeats=arguments.repeats, synchronize=step.synchronize,
+        repeats=arguments.repeats, synchronize=step.synchronize, clock=clock,
     )  # fmt: skip
     print("\n" + table(whole, baseline="vectorised", title="whole step, not interrupted"))
-    print(f"\n{arguments.batch / whole['vectorised'].median:.1f} images/s")
+    if not arguments.cpu_time:
+        print(f"\n{arguments.batch / whole['vectorised'].median:.1f} images/s")
     return {
         "machine": facts,
         "settings": {k: v for k, v in vars(arguments).items() if k not in ("json", "child", "allocator")},
@@ -237,12 +237,13 @@ def child(arguments: argparse.Namespace) -> None:
         if not keep_freed_memory():
             raise SystemExit("the C library has no mallopt")
     step = Step(arguments)
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     seconds, faults = [], []
     for turn in range(arguments.repeats + 1):
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, clock()
         step.run(augment, aga.apply_draws)
         if turn:
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds, "faults": faults, "peak_mb": peak / 1024}))
@@ -263,19 +264,19 @@ def allocator(arguments: argparse.Namespace) -> dict[str, Any]:
     ]  # fmt: skip
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]
+    if arguments.cpu_time:
+        command.append("--cpu-time")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
     for _ in range(arguments.rounds):
         for name, (way, environment) in variants.items():
-            output = subprocess.run(
-                [*command, "--child", way], env=environment, check=True, capture_output=True
-            )
+            output = subprocess.run([*command, "--child", way], env=environment, check=True, capture_output=True)
             runs[name].append(json.loads(output.stdout.splitlines()[-1]))
     timings = {name: Timing(tuple(s for run in each for s in run["seconds"])) for name, each in runs.items()}
     facts = machine("torch", "timm")
     print(describe(facts))
     layout = "channels last" if arguments.channels_last else "contiguous"
     print(f"{arguments.backbone}, batch {arguments.batch}, {layout}, fresh processes in turns\n")
-    print(table(timings, baseline="default", title="whole step"))
+    print(table(timings, baseline="default", title="processor time" if arguments.cpu_time else "whole step"))
     results: dict[str, Any] = {"machine": facts}
     for name, each in runs.items():
         faults = sorted(f for run in each for f in run["faults"])
@@ -298,6 +299,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="with --allocator: processes a variant")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: torch decides")
+    parser.add_argument(
+        "--cpu-time", action="store_true",
+        help="processor time of the process instead of wall time: for a busy machine, CPU only, --threads 1",
+    )  # fmt: skip
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--allocator", action="store_true", help="compare glibc's memory settings instead")
     parser.add_argument("--quick", action="store_true", help="small and short: does it run at all?")
@@ -306,6 +311,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.batch, arguments.size, arguments.repeats, arguments.rounds = 4, 64, 2, 1
+    if arguments.cpu_time and (arguments.device != "cpu" or arguments.threads != 1):
+        parser.error("--cpu-time needs --device cpu --threads 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.child:

@@ -97,9 +97,7 @@ def apply_draws(
 
 
 @torch.no_grad()
-def attention_mixup(
-    images: Tensor, attention: Tensor, draws: AttentionDraws, *, gamma: float = 0.6
-) -> Tensor:
+def attention_mixup(images: Tensor, attention: Tensor, draws: AttentionDraws, *, gamma: float = 0.6) -> Tensor:
     """Eq. (3): gamma times the image plus 1 - gamma times its attended box enlarged to the whole size."""
     images = images.float()
     boxes = enclosing_boxes(attended_region(attention, draws, images.shape[2]))  # (N, 4)
@@ -129,9 +127,7 @@ def attention_patching(images: Tensor, attention: Tensor, draws: AttentionDraws)
 
 
 @torch.no_grad()
-def attention_dimming(
-    images: Tensor, attention: Tensor, draws: AttentionDraws, *, factor: float = 0.1
-) -> Tensor:
+def attention_dimming(images: Tensor, attention: Tensor, draws: AttentionDraws, *, factor: float = 0.1) -> Tensor:
     """Eq. (4): the image times ``factor`` in the attended region, times 1 elsewhere.
 
     On z-scored images this pulls the region towards the image's mean grey.

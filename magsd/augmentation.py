@@ -70,9 +70,7 @@ class AugmentationDraws:
     vertical_flip: Tensor
 
 
-def draw_augmentation(
-    ranges: AugmentationRanges, count: int, generator: torch.Generator
-) -> AugmentationDraws:
+def draw_augmentation(ranges: AugmentationRanges, count: int, generator: torch.Generator) -> AugmentationDraws:
     """Draws for ``count`` images, on the generator's device.
 
     The crop's area is uniform in ``crop_scale``; its ratio is log-uniform in that part of ``crop_ratio``

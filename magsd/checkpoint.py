@@ -90,7 +90,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[dic
     if not isinstance(version, int) or not isinstance(content.get("info"), dict):
         raise CheckpointError(f"{path} is not a checkpoint of magsd")
     if version > CHECKPOINT_VERSION:
-        raise CheckpointError(f"{path} has version {version}, this magsd reads up to {CHECKPOINT_VERSION}: update magsd")
+        raise CheckpointError(
+            f"{path} has version {version}, this magsd reads up to {CHECKPOINT_VERSION}: update magsd"
+        )
     return content, _info(path, content["info"])
 
 

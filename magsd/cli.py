@@ -24,10 +24,16 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("magsd.commands:train", "train MAG-SD on a manifest of chest X-rays, with cross-validation"),
     "evaluate": ("magsd.commands:evaluate", "metrics, figures and a report for a run or a bundle"),
     "export": ("magsd_export.commands:export", "turn a trained run into a verified bundle"),
-    "verify": ("magsd_runtime.commands:verify", "prove on this machine that a bundle computes what it should"),
+    "verify": (
+        "magsd_runtime.commands:verify",
+        "prove on this machine that a bundle computes what it should",
+    ),
     "infer": ("magsd_runtime.commands:infer", "class, probabilities and where the network looked, per image"),
     "doctor": ("magsd_runtime.commands:doctor", "what this machine has, what would run, what is missing"),
-    "phantoms": ("magsd.commands:phantoms", "make synthetic chest films with known opacities, to try magsd on"),
+    "phantoms": (
+        "magsd.commands:phantoms",
+        "make synthetic chest films with known opacities, to try magsd on",
+    ),
 }
 
 

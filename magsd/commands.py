@@ -21,19 +21,13 @@ def train(argv: list[str]) -> int:
         description=f"Train MAG-SD on a manifest of chest X-rays. Defaults are the paper's. {RESEARCH_USE}",
         epilog="Under torchrun: torchrun --nproc-per-node=2 -m magsd.cli train ...",
     )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="RUN", help="run folder to create, or to resume"
-    )
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder to create, or to resume")
     parser.add_argument("--config", type=Path, metavar="F.yaml", help="settings; options given beside it win")
     parser.add_argument("--fold", type=int, metavar="K", help="train this fold only, counted from 0")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
-    parser.add_argument(
-        "--device", default="auto", metavar="auto|cpu|cuda", help="where to train (default: auto)"
-    )
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to train (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument(
-        "--strict-data", action="store_true", help="treat the data report's warnings as errors"
-    )
+    parser.add_argument("--strict-data", action="store_true", help="treat the data report's warnings as errors")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object a fold")
     add_config_options(parser)
@@ -85,9 +79,7 @@ def train(argv: list[str]) -> int:
                                       "validation": result.validation, "research_use_only": True}))  # fmt: skip
                 else:
                     scores = "  ".join(f"{k} {v:.4f}" for k, v in result.validation.items() if v is not None)
-                    print(
-                        f"fold {result.fold}: epoch {result.epoch} chosen by validation  {scores}  {result.folder}"
-                    )
+                    print(f"fold {result.fold}: epoch {result.epoch} chosen by validation  {scores}  {result.folder}")
             if not arguments.json:
                 print(RESEARCH_USE)
     return 0
@@ -103,17 +95,11 @@ def evaluate(argv: list[str]) -> int:
             f"Leaves metrics.json, predictions.csv, figures and report.html. {RESEARCH_USE}"
         ),
     )
-    parser.add_argument(
-        "target", type=Path, metavar="RUN|BUNDLE", help="folder of magsd train or magsd export"
-    )
-    parser.add_argument(
-        "--data", required=True, type=Path, metavar="M.csv", help="manifest, or a class folder"
-    )
+    parser.add_argument("target", type=Path, metavar="RUN|BUNDLE", help="folder of magsd train or magsd export")
+    parser.add_argument("--data", required=True, type=Path, metavar="M.csv", help="manifest, or a class folder")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument("--force", action="store_true", help="replace an earlier evaluation in --out")
-    parser.add_argument(
-        "--device", default="auto", metavar="auto|cpu|cuda", help="where to predict (default: auto)"
-    )
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to predict (default: auto)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images a step (default: 32)")
     parser.add_argument("--fold", type=int, metavar="K", help="this fold of a run only")
     parser.add_argument(

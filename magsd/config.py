@@ -79,7 +79,8 @@ class TrainingConfig:
     loss: Literal["soft-distance", "l2", "cross-entropy"] = option("soft-distance", "loss (Table 8)")
     soft_distance_threshold: float = option(0.7, "theta of Algorithm 1")
     soft_distance_rule: Literal["label-and-confidence", "confidence"] = option(
-        "label-and-confidence", "when the prediction replaces the label: the released code's rule, or the paper's"
+        "label-and-confidence",
+        "when the prediction replaces the label: the released code's rule, or the paper's",
     )
     soft_distance_reduction: Literal["sum", "mean"] = option(
         "sum", "of the distances of the auxiliary images: the released code's sum, or Eq. 7's mean"
@@ -150,9 +151,7 @@ class TrainingConfig:
 
     def preprocessing(self) -> PreprocessingSpec:
         """The preprocessing contract of this run."""
-        return PreprocessingSpec(
-            size=self.size, fit=self.fit, clahe_clip=self.clahe_clip, clahe_grid=self.clahe_grid
-        )
+        return PreprocessingSpec(size=self.size, fit=self.fit, clahe_clip=self.clahe_clip, clahe_grid=self.clahe_grid)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, tuples as lists: what is saved."""

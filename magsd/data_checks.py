@@ -105,7 +105,7 @@ class Inspection:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """P near duplicates: image indices ``first`` < ``second``, ``distance`` in bits, ``mirrored`` bool (P,)."""
+    """P near duplicates: indices ``first`` < ``second``, ``distance`` in bits, ``mirrored``; each (P,)."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
@@ -115,7 +115,7 @@ class Pairs:
 
 # code: (severity, what is said of n places)
 _PROBLEMS: dict[str, tuple[Severity, str]] = {
-    "missing": ("error", "{n} named in the manifest not there"),
+    "missing": ("error", "{n} missing: there is no such file"),
     "unreadable": ("error", "{n} that cannot be read"),
     "mask": ("error", "{n} with a mask that cannot be used"),
     "box-outside": ("error", "{n} with a box outside the image"),
@@ -206,7 +206,7 @@ def report_on(
     ]
     patients = len({record.patient for record in manifest.records})
     subject = (
-        f"{manifest.source} ({counted(len(manifest.records), 'image')}, {counted(patients, 'patient')}, "
+        f"{manifest.path} ({counted(len(manifest.records), 'image')}, {counted(patients, 'patient')}, "
         f"{len(manifest.classes)} class{'es' if len(manifest.classes) != 1 else ''})"
     )
     return DataReport(

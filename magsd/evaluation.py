@@ -52,8 +52,7 @@ def evaluate_predictions(predictions: Predictions, *, resamples: int = 1000, see
     if not known.records:
         found = ", ".join(sorted({record.label for record in predictions.records})[:8])
         raise DataError(
-            f"no image has a class that the model knows: the manifest has {found}; "
-            f"the model {', '.join(known.classes)}"
+            f"no image has a class that the model knows: the manifest has {found}; the model {', '.join(known.classes)}"
         )
     numbers = sorted(set(known.folds.tolist()))
     parts = [known.select(known.folds == fold) for fold in numbers]
@@ -84,7 +83,8 @@ def evaluate_predictions(predictions: Predictions, *, resamples: int = 1000, see
     for index, name in enumerate(known.classes):
         rows = [scores[index] for scores in of_classes]
         per_class[name] = {
-            "images": sum(row["images"] for row in rows),
+            "images": len({record.path for record in known.records if record.label == name}),
+            "predictions": sum(row["images"] for row in rows),
             **{score: fold_summary([row[score] for row in rows]) for score in SCORES},
         }
     confusion = _confusion(known)
@@ -145,19 +145,21 @@ def evaluate(
         if fold is not None:
             raise UsageError("--fold is for a run: a bundle holds one model")
         judged = judge_bundle(target, manifest, device, batch, progress)
-        map_name = map_name or target.localization["map"]
-        fixed = target.localization["threshold"] if map_name == target.localization["map"] else None
+        chosen_map = map_name or str(target.localization["map"])
+        fixed = float(target.localization["threshold"]) if chosen_map == target.localization["map"] else None
     else:
         judged = judge_run(target, manifest, fold, device, batch, progress)
-        map_name, fixed = map_name or "attention", None
+        chosen_map, fixed = map_name or "attention", None
     scores = evaluate_predictions(judged.predictions, resamples=resamples, seed=seed)
     localization, panel = None, []
     if judged.cases:
         localization, panel = evaluate_localization(
-            judged.cases, judged.tuning, target.preprocessing, map_name=map_name, fixed_threshold=fixed,
+            judged.cases, judged.tuning, target.preprocessing, map_name=chosen_map, fixed_threshold=fixed,
             resamples=resamples, seed=seed, progress=progress("localization"),
         )  # fmt: skip
         localization["tuning_part"] = judged.tuning_part
+        if fixed is not None and isinstance(target, Bundle):
+            localization["chosen_on"] += f" ({target.localization.get('chosen_on', 'its origin is not recorded')})"
     facts = _data_facts(manifest, data, judged)
     metrics = {
         "schema": SCHEMA,
@@ -194,9 +196,7 @@ def _by_source(predictions: Predictions) -> dict[str, Any]:
         result[name] = {
             "images": len(part.records),
             "images_per_class": dict(sorted(Counter(record.label for record in part.records).items())),
-            **classification_scores(
-                labels=part.labels, predicted=part.predicted, probabilities=part.probabilities
-            ),
+            **classification_scores(labels=part.labels, predicted=part.predicted, probabilities=part.probabilities),
         }
     return result
 
@@ -295,18 +295,14 @@ def _data_notes(facts: dict[str, Any], predictions: Predictions) -> list[dict[st
         )
     if facts["evaluated_patients"] < 100:
         notes.append(
-            note(
-                "note", f"Only {facts['evaluated_patients']} patients: read the intervals before the values."
-            )
+            note("note", f"Only {facts['evaluated_patients']} patients: read the intervals before the values.")
         )
     return notes
 
 
 def _model_notes(target: Run | Bundle, scores: dict[str, Any]) -> list[dict[str, str]]:
     notes = []
-    undefined = [
-        str(fold["fold"]) for fold in scores["folds"] if fold["fold"] is not None and fold["auc"] is None
-    ]
+    undefined = [str(fold["fold"]) for fold in scores["folds"] if fold["fold"] is not None and fold["auc"] is None]
     if undefined:
         notes.append(note("note", f"No ROC AUC for fold {', '.join(undefined)}: images of one class only."))
     if isinstance(target, Run) and target.config.pooling != "attention":

@@ -62,17 +62,13 @@ def check_out(out: Path, force: bool) -> None:
         return
     figures = out / "figures"
     foreign = sorted(names - FILES) + sorted(
-        f"figures/{path.name}"
-        for path in (figures.iterdir() if figures.is_dir() else ())
-        if path.name not in FIGURES
+        f"figures/{path.name}" for path in (figures.iterdir() if figures.is_dir() else ()) if path.name not in FIGURES
     )
     if foreign or "metrics.json" not in names:
         what = f"holds {', '.join(foreign[:3])}" if foreign else "holds no metrics.json"
         raise UsageError(f"--out {out} {what}, so it is no earlier evaluation: choose another --out")
     if not force:
-        raise UsageError(
-            f"--out {out} holds an earlier evaluation: add --force to replace it, or choose another --out"
-        )
+        raise UsageError(f"--out {out} holds an earlier evaluation: add --force to replace it, or choose another --out")
 
 
 def write_evaluation(
@@ -183,23 +179,17 @@ def _write_figures(
     """The figures that the data allow: name -> file."""
     figures = {"confusion": folder / "confusion.png"}
     confusion = metrics["confusion"]
-    confusion_figure(
-        figures["confusion"], confusion=np.array(confusion["counts"]), classes=confusion["classes"]
-    )
+    confusion_figure(figures["confusion"], confusion=np.array(confusion["counts"]), classes=confusion["classes"])
     known = predictions.select(predictions.labels >= 0)
     curves = roc_curves(labels=known.labels, probabilities=known.probabilities, classes=known.classes)
     if curves:
         figures["roc"] = folder / "roc.png"
         roc_figure(figures["roc"], curves)
     figures["reliability"] = folder / "reliability.png"
-    reliability_figure(
-        figures["reliability"], bins=metrics["calibration"]["bins"], ece=metrics["calibration"]["ece"]
-    )
+    reliability_figure(figures["reliability"], bins=metrics["calibration"]["bins"], ece=metrics["calibration"]["ece"])
     if panel:
         figures["localization"] = folder / "localization.png"
-        localization_figure(
-            figures["localization"], [_panel_item(*entry, spec, metrics) for entry in _spread(panel)]
-        )
+        localization_figure(figures["localization"], [_panel_item(*entry, spec, metrics) for entry in _spread(panel)])
     if any(logs.values()):
         figures["training"] = folder / "training.png"
         training_figure(figures["training"], logs)

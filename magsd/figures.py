@@ -200,16 +200,14 @@ def _draw_region(axes: Any, item: PanelItem) -> None:
         axes.contourf(above.astype(float), levels=[0.5, 1.5], colors=[PREDICTED], alpha=0.22)
         axes.contour(above.astype(float), levels=[0.5], colors=[PREDICTED], linewidths=1.2)
     drawn = [] if item.mask is not None else list(item.boxes)
-    shown = [(box, DRAWN, "-") for box in drawn]
+    shown: list[tuple[Box, str, Any]] = [(box, DRAWN, "-") for box in drawn]
     if item.predicted is not None and item.mask is None:
         shown.append((item.predicted, PREDICTED, (0, (4, 2))))
     for box, colour, style in shown:
         # imshow puts pixel centres at integers, boxes have their edges there
         corner = (box.x0 - 0.5, box.y0 - 0.5)
         axes.add_patch(
-            Rectangle(
-                corner, box.width, box.height, fill=False, edgecolor=colour, linewidth=1.8, linestyle=style
-            )
+            Rectangle(corner, box.width, box.height, fill=False, edgecolor=colour, linewidth=1.8, linestyle=style)
         )
 
 
@@ -220,22 +218,16 @@ def _panel_handles(masks: bool) -> list[Any]:
     handles: list[Any] = [
         Patch(facecolor=PREDICTED, alpha=0.35, edgecolor=PREDICTED, label="attention above the threshold"),
         Line2D([], [], color=PREDICTED, linestyle=(0, (4, 2)), label="box around it"),
-        Line2D(
-            [], [], color=DRAWN, label="drawn by people (box or mask)" if masks else "box drawn by people"
-        ),
+        Line2D([], [], color=DRAWN, label="drawn by people (box or mask)" if masks else "box drawn by people"),
     ]
     return handles
 
 
-def _line(
-    axes: Any, rows: Sequence[Mapping[str, float | None]], name: str, colour: str, **style: Any
-) -> None:
+def _line(axes: Any, rows: Sequence[Mapping[str, float | None]], name: str, colour: str, **style: Any) -> None:
     points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
     # a single epoch is a point, which no line shows
     marker = "o" if len(points) == 1 else None
-    axes.plot(
-        [x for x, _ in points], [y for _, y in points], color=colour, linewidth=1.5, marker=marker, **style
-    )
+    axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linewidth=1.5, marker=marker, **style)
 
 
 def _short(name: str, limit: int = 22) -> str:

@@ -20,7 +20,8 @@ from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.preprocessing import PreprocessingSpec
 
 from .data import Manifest, Record, load_standardized, read_manifest
-from .localization_metrics import Case, Truth, read_truth
+from .ground_truth import Truth, read_truth
+from .localization_metrics import Case
 from .predictors import BUNDLE_FOLD, Network, Outputs, Predictions, Run, bundle_network, predict, run_network
 
 TUNING_IMAGES = 5
@@ -44,7 +45,7 @@ class Judged:
 def judge_bundle(bundle: Bundle, manifest: Manifest, device: str, batch: int, progress: Progress) -> Judged:
     notes = []
     training = bundle.manifest.get("training")
-    if isinstance(training, dict) and manifest.digest() in _strings(training):
+    if manifest.digest() in _strings(training):
         notes.append(
             note(
                 "warning",
@@ -58,22 +59,16 @@ def judge_bundle(bundle: Bundle, manifest: Manifest, device: str, batch: int, pr
     records = manifest.records
     truths: dict[Path, Truth] = {}
     with bundle_network(bundle, device) as (network, name):
-        outputs = _predict(
-            network, records, images, bundle.classes, batch, progress("predicting"), bundle.temperature
-        )
+        outputs = _predict(network, records, images, bundle.classes, batch, progress("predicting"), bundle.temperature)
     predictions = Predictions(
         bundle.classes, records, np.full(len(records), BUNDLE_FOLD, np.int64), outputs.probabilities
     )
     return Judged(predictions, _cases(records, outputs, BUNDLE_FOLD, truths), {}, None, name, notes)
 
 
-def judge_run(
-    run: Run, manifest: Manifest, fold: int | None, device: str, batch: int, progress: Progress
-) -> Judged:
+def judge_run(run: Run, manifest: Manifest, fold: int | None, device: str, batch: int, progress: Progress) -> Judged:
     if fold is not None and fold not in run.trained:
-        raise UsageError(
-            f"--fold is {fold}: {run.path} has models of folds {', '.join(map(str, run.trained))}"
-        )
+        raise UsageError(f"--fold is {fold}: {run.path} has models of folds {', '.join(map(str, run.trained))}")
     numbers = run.trained if fold is None else (fold,)
     own = manifest.digest() == run.data_facts.get("digest")
     seen_in = run.folds.assignment
@@ -131,12 +126,8 @@ def _tuning_records(
     whole: dict[int, list[Record]] = {}
     validation: dict[int, list[Record]] = {}
     for number in numbers:
-        split = run.folds.split(
-            own, number, validation_fraction=run.config.validation_fraction, seed=run.config.seed
-        )
-        validation[number] = [
-            own.records[index] for index in split.validation if _is_localized(own.records[index])
-        ]
+        split = run.folds.split(own, number, validation_fraction=run.config.validation_fraction, seed=run.config.seed)
+        validation[number] = [own.records[index] for index in split.validation if _is_localized(own.records[index])]
         training = [own.records[index] for index in split.train if _is_localized(own.records[index])]
         whole[number] = training + validation[number]
     if all(len(part) >= TUNING_IMAGES for part in validation.values()):
@@ -246,9 +237,9 @@ def _run_notes(
 
 
 def _strings(value: Any) -> set[str]:
-    """Every string anywhere in a JSON value."""
+    """Every string anywhere in a JSON value, but for what it says about evaluations."""
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [item for name, item in value.items() if "evaluat" not in name]
     if isinstance(value, list):
         return set().union(*(_strings(item) for item in value)) if value else set()
     return {value} if isinstance(value, str) else set()

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magsd_runtime.errors import DataError
-from magsd_runtime.images import read_radiograph
-from magsd_runtime.localization import enclosing_box, scale_to_unit, to_original, upsample
+from magsd_runtime.localization import scale_to_unit, to_original, upsample
 from magsd_runtime.prediction import Box
 from magsd_runtime.preprocessing import PreprocessingSpec
 
 from .data import Record
+from .ground_truth import Truth, boxes_mask
 from .metrics import patient_weights, percentile_interval
 
 THRESHOLDS = np.arange(1, 20) / 20
@@ -34,23 +33,6 @@ CENTRAL_SHARE = 0.5
 RANDOM_DRAWS = 10
 
 Method = Callable[["Case"], "HeatScores"]
-
-
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """What was drawn on one image: ``mask`` bool (H, W), ``box`` around all of it; ``kind`` box or mask."""
-
-    mask: NDArray[np.bool_]
-    box: Box
-    kind: str
-
-    @property
-    def width(self) -> int:
-        return self.mask.shape[1]
-
-    @property
-    def height(self) -> int:
-        return self.mask.shape[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,46 +59,6 @@ class HeatScores:
     energy: float
 
 
-def read_truth(record: Record) -> Truth:
-    """The boxes or the mask of ``record``, in pixels of its file. A mask wins over boxes.
-
-    Raises
-    ------
-    DataError
-        If the mask has another size than the image or is empty, or no box meets the image.
-    """
-    image = read_radiograph(record.path)
-    if record.mask is not None:
-        drawn = read_radiograph(record.mask)
-        if (drawn.width, drawn.height) != (image.width, image.height):
-            raise DataError(
-                f"mask {record.mask} is {drawn.width} x {drawn.height}, "
-                f"its image {record.path} {image.width} x {image.height} pixels: they must agree"
-            )
-        mask = drawn.pixels > 0
-        box = enclosing_box(mask)
-        if box is None:
-            raise DataError(f"mask {record.mask} is empty: leave it out of the manifest")
-        return Truth(mask, box, "mask")
-    mask = boxes_mask(record.boxes, image.width, image.height)
-    if not mask.any():
-        raise DataError(f"no box of {record.path} covers a pixel of its {image.width} x {image.height}")
-    x0, y0 = min(box[0] for box in record.boxes), min(box[1] for box in record.boxes)
-    x1, y1 = max(box[0] + box[2] for box in record.boxes), max(box[1] + box[3] for box in record.boxes)
-    return Truth(mask, Box(max(x0, 0), max(y0, 0), min(x1, image.width), min(y1, image.height)), "box")
-
-
-def boxes_mask(
-    boxes: Sequence[tuple[float, float, float, float]], width: int, height: int
-) -> NDArray[np.bool_]:
-    """The pixels whose centres lie in any box (x, y, w, h): bool (height, width)."""
-    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-    mask = np.zeros((height, width), bool)
-    for x, y, w, h in boxes:
-        mask |= np.outer((rows >= y) & (rows < y + h), (columns >= x) & (columns < x + w))
-    return mask
-
-
 def box_iou(first: Box | None, second: Box | None) -> float:
     """Area of overlap over area of union, 0 to 1 (Eq. 12); 0 where a box is missing."""
     if first is None or second is None:
@@ -138,9 +80,7 @@ def unit_heat(heat: NDArray[np.floating], truth: Truth, spec: PreprocessingSpec)
     return to_original(scale_to_unit(upsample(heat, spec.size)), truth.width, truth.height, spec)
 
 
-def score_heat(
-    heat: NDArray[np.floating], truth: Truth, thresholds: NDArray[np.float64] = THRESHOLDS
-) -> HeatScores:
+def score_heat(heat: NDArray[np.floating], truth: Truth, thresholds: NDArray[np.float64] = THRESHOLDS) -> HeatScores:
     """Heat 0 to 1 (H, W) against the truth, at all ``thresholds`` at once.
 
     Equal to ``heat_mask`` and ``enclosing_box`` at each threshold, in one pass over the pixels.
@@ -307,10 +247,7 @@ def evaluate_localization(
             "threshold_range": [float(used.min()), float(used.max())], "chosen_on": way,
         }  # fmt: skip
         if name == map_name:
-            panel = [
-                (case, float(score.iou[at]), float(grid[at]))
-                for case, score, at in zip(cases, scores, chosen)
-            ]
+            panel = [(case, float(score.iou[at]), float(grid[at])) for case, score, at in zip(cases, scores, chosen)]
     central = measure(lambda case: central_box_scores(case, grid))[3]
     fitted = measure(lambda case: fitted_box_scores(case, grid))[3]
     number = {id(case): index for index, case in enumerate(_all_cases(cases, tuning))}

@@ -47,9 +47,7 @@ def soft_distance_loss(
     loss = cross_entropy_loss(primary_logits, labels, class_weights=class_weights)
     if not auxiliary_logits:
         return loss
-    target = soft_target(
-        primary_logits, labels, threshold=threshold, target_rule=target_rule, smoothing=smoothing
-    )
+    target = soft_target(primary_logits, labels, threshold=threshold, target_rule=target_rule, smoothing=smoothing)
     distances = torch.stack([_distance(target, logits) for logits in auxiliary_logits])  # (K,)
     return loss + (distances.sum() if reduction == "sum" else distances.mean())
 
@@ -75,9 +73,7 @@ def soft_target(
         As :func:`soft_distance_loss`.
     """
     if target_rule not in get_args(TargetRule):
-        raise UsageError(
-            f"soft distance rule is {target_rule!r}: expected label-and-confidence or confidence"
-        )
+        raise UsageError(f"soft distance rule is {target_rule!r}: expected label-and-confidence or confidence")
     num_classes = primary_logits.shape[1]
     if not 0 <= smoothing * num_classes < 1:
         raise UsageError(

@@ -43,7 +43,7 @@ tr.main td, tr.main th { font-weight: 700; background: #f0f6fb; }
   align-items: end; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; }
-figure.narrow img { max-width: min(100%, 30rem); }
+figure.narrow img, .figures img { max-width: min(100%, 30rem); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .92rem; }
 dt { color: #556270; } dd { margin: 0; overflow-wrap: anywhere; }
 @media print {
@@ -56,8 +56,7 @@ dt { color: #556270; } dd { margin: 0; overflow-wrap: anywhere; }
 
 def definitions(values: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_shown(value))}</dd>"
-        for name, value in values.items()
+        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_shown(value))}</dd>" for name, value in values.items()
     )
     return f"<dl>{items}</dl>"
 
@@ -80,8 +79,7 @@ def table(
 ) -> str:
     """All cells are escaped here. The first column heads its row; ``main`` marks rows to stress."""
     head = "".join(
-        f'<th scope="col"{_left(index, text_columns)}>{escape(name)}</th>'
-        for index, name in enumerate(header)
+        f'<th scope="col"{_left(index, text_columns)}>{escape(name)}</th>' for index, name in enumerate(header)
     )
     body = []
     for number, row in enumerate(rows):

@@ -23,9 +23,7 @@ CALIBRATION_BINS = 15
 _BOOTSTRAP_CELLS = 2_000_000
 
 
-def confusion_matrix(
-    *, labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int
-) -> NDArray[np.int64]:
+def confusion_matrix(*, labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
     """Counts int64 (C, C): rows are true classes, columns predicted ones."""
     cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
@@ -77,8 +75,7 @@ def roc_auc(*, positive: NDArray[np.bool_], scores: NDArray[np.float64]) -> floa
 def roc_auc_macro(*, labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float | None:
     """Mean over the classes that have images of the AUC of each against the rest; None if there is none."""
     areas = [
-        roc_auc(positive=labels == index, scores=probabilities[:, index])
-        for index in range(probabilities.shape[1])
+        roc_auc(positive=labels == index, scores=probabilities[:, index]) for index in range(probabilities.shape[1])
     ]
     defined = [area for area in areas if area is not None]
     return float(np.mean(defined)) if defined else None
@@ -157,9 +154,7 @@ def bootstrap_intervals(
     return {name: percentile_interval(np.concatenate(chunks)) for name, chunks in values.items()}
 
 
-def patient_weights(
-    patients: int, images: int, *, resamples: int, seed: int
-) -> Iterator[NDArray[np.float64]]:
+def patient_weights(patients: int, images: int, *, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
     """How often each patient is drawn in each resample: float64 (R, P), in chunks that bound memory."""
     rng = np.random.default_rng(seed)
     size = max(1, _BOOTSTRAP_CELLS // max(images, patients))
@@ -219,8 +214,7 @@ class _FoldPart:
         self.cells = np.bincount(cells, minlength=num_patients * classes**2).reshape(num_patients, -1)
         self.present = np.bincount(labels, minlength=classes) > 0
         self.ranked = [
-            _Ranked(labels == index, probabilities[:, index], patient)
-            for index in np.flatnonzero(self.present)
+            _Ranked(labels == index, probabilities[:, index], patient) for index in np.flatnonzero(self.present)
         ]
 
     def scores(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -233,9 +227,7 @@ class _FoldPart:
 class _Ranked:
     """The images of a fold in the order of one class's scores: weighted ROC AUC by cumulative sums."""
 
-    def __init__(
-        self, positive: NDArray[np.bool_], scores: NDArray[np.float64], patient: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, positive: NDArray[np.bool_], scores: NDArray[np.float64], patient: NDArray[np.int64]) -> None:
         order = np.argsort(scores, kind="stable")
         self.patient, self.positive = patient[order], positive[order]
         ordered = scores[order]
@@ -272,9 +264,7 @@ def _macro(confusion: NDArray[Any], present: NDArray[np.bool_]) -> dict[str, NDA
     """Confusion (..., C, C) -> accuracy and macro means over the ``present`` classes, shape (...)."""
     of_classes = _one_against_rest(confusion)
     correct = np.trace(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    means = {
-        name: of_classes[name][..., present].mean(axis=-1) for name in ("sensitivity", "specificity", "f1")
-    }
+    means = {name: of_classes[name][..., present].mean(axis=-1) for name in ("sensitivity", "specificity", "f1")}
     return {"accuracy": _ratio(correct, confusion.sum(axis=(-2, -1))), **means}
 
 

@@ -18,7 +18,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         text = field.metadata["help"].replace("%", "%%")
         common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         if hint is bool:
-            common |= {"action": argparse.BooleanOptionalAction, "help": f"{text} (default: {_shown(default)})"}
+            common |= {
+                "action": argparse.BooleanOptionalAction,
+                "help": f"{text} (default: {_shown(default)})",
+            }
             parser.add_argument(name, **common)
             continue
         choices = field.metadata.get("choices") or (

@@ -56,9 +56,7 @@ class Run:
     def logs(self) -> dict[int, list[dict[str, float | None]]]:
         """The rows of each trained fold's log.csv, numbers or None."""
         return {
-            fold: read_log(path)
-            for fold in self.trained
-            if (path := self.path / f"fold{fold}" / "log.csv").is_file()
+            fold: read_log(path) for fold in self.trained if (path := self.path / f"fold{fold}" / "log.csv").is_file()
         }
 
 
@@ -97,9 +95,7 @@ def open_target(path: Path) -> Run | Bundle:
         facts = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         classes = tuple(facts["classes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / 'manifest.json'} cannot be used ({error}): the run is damaged"
-        ) from error
+        raise CheckpointError(f"{path / 'manifest.json'} cannot be used ({error}): the run is damaged") from error
     return Run(path, config, load_folds(path / "folds.json"), trained, classes, facts)
 
 
@@ -161,9 +157,7 @@ def run_network(run: Run, fold: int, device_name: str) -> Iterator[tuple[Network
     def network(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         with torch.inference_mode():
             outputs = model(torch.from_numpy(images).to(device))
-        return {
-            name: getattr(outputs, name).float().cpu().numpy() for name in ("logits", "attention", "evidence")
-        }
+        return {name: getattr(outputs, name).float().cpu().numpy() for name in ("logits", "attention", "evidence")}
 
     yield network, str(device)
 

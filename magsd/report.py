@@ -33,7 +33,7 @@ def render_report(metrics: Mapping[str, Any], figures: Mapping[str, Path]) -> st
     """The report of ``metrics`` (the content of metrics.json) with the PNG ``figures``, as one HTML text."""
     target, data = metrics["target"], metrics["data"]
     images = {name: data_uri(path) for name, path in figures.items()}
-    what = "cross-validated run" if target["kind"] == "run" else "bundle"
+    what = "Run" if target["kind"] == "run" else "Bundle"
     title = f"Evaluation of {target['name']}"
     sections = [
         f"<h1>{escape(title)}</h1>",
@@ -83,9 +83,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
             f'<div class="more">{spread.strip() or "&nbsp;"}</div>'
             f'<div class="more">95 %: {interval(score["ci95"])}</div></div>'
         )
-    means = (
-        f"Values are means over {folds} folds, ± their standard deviation. " if folds > 1 else "One model. "
-    )
+    means = f"Values are means over {folds} folds, ± their standard deviation. " if folds > 1 else "One model. "
     return (
         "<h2>Classification</h2>"
         f'<div class="cards">{"".join(cards)}</div>'
@@ -110,8 +108,7 @@ def _per_class(metrics: Mapping[str, Any], images: Mapping[str, str]) -> str:
     )
     confusion = metrics["confusion"]
     cells = "; ".join(
-        f"{name}: "
-        f"{', '.join(f'{count} as {other}' for other, count in zip(confusion['classes'], row) if count)}"
+        f"{name}: {', '.join(f'{count} as {other}' for other, count in zip(confusion['classes'], row) if count)}"
         for name, row in zip(confusion["classes"], confusion["counts"])
         if sum(row)
     )
@@ -178,9 +175,7 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
         caption="Against what people drew, in pixels of the original image",
         main=[*main, False, False, False],
     )
-    best = max(
-        ("central_box", "central_box_fitted", "random_map"), key=lambda name: baselines[name]["iou_mean"]
-    )
+    best = max(("central_box", "central_box_fitted", "random_map"), key=lambda name: baselines[name]["iou_mean"])
     verdict = ""
     if localization["iou_mean"] <= baselines[best]["iou_mean"]:
         verdict = (
@@ -238,9 +233,7 @@ def _sources(metrics: Mapping[str, Any]) -> str:
         ]
         for name, row in sources.items()
     ]  # fmt: skip
-    shown = table(
-        ["Source", "Images", "Of them", "Accuracy", "Sensitivity", "ROC AUC"], rows, text_columns={2}
-    )
+    shown = table(["Source", "Images", "Of them", "Accuracy", "Sensitivity", "ROC AUC"], rows, text_columns={2})
     return (
         "<h2>By source</h2><p>Within one source the network cannot gain by recognising it. "
         f"A source with one class has no ROC AUC.</p>{shown}"

@@ -24,7 +24,7 @@ from magsd_runtime.preprocessing import normalize
 
 from .checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, save_weights
 from .config import TrainingConfig
-from .data import Manifest, prepare, read_manifest
+from .data import Prepared, prepare, read_manifest
 from .distributed import Processes
 from .folds import Folds, Split, load_folds, make_folds
 from .metrics import roc_auc_macro
@@ -42,7 +42,6 @@ from .run_folder import (
 from .step import TrainingStep, draw_generator, wrap
 
 CHECKPOINT_SECONDS = 120.0
-
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def train(
         finished_setup = is_set_up(out)
         if finished_setup and not resume:
             raise UsageError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
-        manifest = read_manifest(Path(config.data))
+        manifest = read_manifest(Path(config.data), lenient=True)
         # before the images are read: weights that cannot be had are known at once
         torch.manual_seed(config.seed)
         model = build_model(config, num_classes=max(2, len(manifest.classes)))
@@ -106,9 +105,10 @@ def train(
         if group.is_main:
             report(f"network: {config.model} on {loaded}, classes {', '.join(manifest.classes)}")
         prepared = prepare(manifest, config.preprocessing(), progress=_bar(progress and group.is_main, "reading"))
-        folds = _folds(config, manifest, out if finished_setup else None)
+        prepared.check(n_folds=config.folds, strict=strict_data).raise_if_errors()
+        folds = _folds(config, prepared, out if finished_setup else None)
         data_report = prepared.check(folds=folds, strict=strict_data)
-        if group.is_main and (data_report.errors or data_report.warnings):
+        if group.is_main and data_report.warnings:
             report(data_report.format())
         data_report.raise_if_errors()
         facts = data_facts(manifest)
@@ -295,7 +295,13 @@ class _Fold:
 
     def _info(self, epoch: int, scores: dict[str, Any]) -> CheckpointInfo:
         return CheckpointInfo(
-            self.data.classes, self.config.preprocessing(), self.config, self.fold, epoch, scores, self.data.facts
+            self.data.classes,
+            self.config.preprocessing(),
+            self.config,
+            self.fold,
+            epoch,
+            scores,
+            self.data.facts,
         )
 
     def _save_last(self, state: State) -> None:
@@ -395,7 +401,7 @@ def _restore(
         raise CheckpointError(f"{path} does not fit this run: {str(error)[:200]}") from error
 
 
-def _folds(config: TrainingConfig, manifest: Manifest, out: Path | None) -> Folds:
+def _folds(config: TrainingConfig, prepared: Prepared, out: Path | None) -> Folds:
     if out is not None:
         return load_folds(out / "folds.json")
     if config.folds_file:
@@ -403,7 +409,10 @@ def _folds(config: TrainingConfig, manifest: Manifest, out: Path | None) -> Fold
         if folds.n_folds != config.folds:
             raise UsageError(f"{config.folds_file} has {folds.n_folds} folds, --folds says {config.folds}")
         return folds
-    return make_folds(manifest, config.folds, config.seed)
+    # near duplicates under two patient names are probably one patient: they share a fold
+    records, pairs = prepared.manifest.records, prepared.pairs
+    together = [(records[i].patient, records[j].patient) for i, j in zip(pairs.first, pairs.second)]
+    return make_folds(prepared.manifest, config.folds, config.seed, together=together)
 
 
 def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | None:

@@ -69,7 +69,11 @@ def test_a_manifest_that_is_missing(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_quiet() -> None:
     done = subprocess.run(
-        f"{sys.executable} -m magsd.cli --help | head -1", shell=True, capture_output=True, text=True, timeout=60
+        f"{sys.executable} -m magsd.cli --help | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr

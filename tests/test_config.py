@@ -22,7 +22,9 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_text_becomes_the_fields_types() -> None:
-    config = resolve({"epochs": "7", "learning_rate": "1e-2", "brightness": "0.6,0.9", "attention_augmentation": "mixup"})
+    config = resolve(
+        {"epochs": "7", "learning_rate": "1e-2", "brightness": "0.6,0.9", "attention_augmentation": "mixup"}
+    )
     assert (config.epochs, config.learning_rate) == (7, 0.01)
     assert (config.brightness, config.attention_augmentation) == ((0.6, 0.9), ("mixup",))
 

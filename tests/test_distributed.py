@@ -38,7 +38,14 @@ with processes("cpu") as group:
         torch.save([p.grad for p in model.parameters()], sys.argv[1])
 """
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node=2",
+    "--master-port=0",
+    "--standalone",
+]
 
 
 def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
@@ -61,7 +68,16 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
 def test_the_whole_training_under_torchrun_and_its_resume(tmp_path: Path) -> None:
     data, run = write_tiny_manifest(tmp_path / "data"), tmp_path / "run"
     options = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "epochs": 2}.items()]
-    command = [*TORCHRUN, "-m", "magsd.cli", "train", f"--data={data}", f"--out={run}", "--fold=0", "--device=cpu"]
+    command = [
+        *TORCHRUN,
+        "-m",
+        "magsd.cli",
+        "train",
+        f"--data={data}",
+        f"--out={run}",
+        "--fold=0",
+        "--device=cpu",
+    ]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("chosen by validation") == 1  # one process speaks for all

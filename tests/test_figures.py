@@ -23,7 +23,7 @@ from magsd_runtime.prediction import Box
 def picture(path: Path) -> np.ndarray:
     image = cv2.imread(str(path))
     assert image is not None
-    assert 200 < min(image.shape[:2])
+    assert min(image.shape[:2]) > 200
     assert max(image.shape[:2]) < 4000
     assert path.stat().st_size < 3_000_000
     assert image.std() > 5

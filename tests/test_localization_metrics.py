@@ -11,20 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magsd.data import Record
+from magsd.ground_truth import Truth, boxes_mask, read_truth
 from magsd.localization_metrics import (
     RANDOM_DRAWS,
     THRESHOLDS,
     Case,
     HeatScores,
-    Truth,
     box_iou,
-    boxes_mask,
     central_box_scores,
     choose_thresholds,
     evaluate_localization,
     fitted_box_scores,
     mask_iou,
-    read_truth,
     score_heat,
     unit_heat,
 )
@@ -51,9 +49,7 @@ def truth_of(mask: np.ndarray, kind: str) -> Truth:
     return Truth(mask, box, kind)
 
 
-def case(
-    patient: str, box: tuple[int, int, int, int], heat: np.ndarray, fold: int = 0, side: int = 70
-) -> Case:
+def case(patient: str, box: tuple[int, int, int, int], heat: np.ndarray, fold: int = 0, side: int = 70) -> Case:
     record = Record(Path(f"{patient}.png"), "sick", patient, boxes=(box,))
     mask = boxes_mask(record.boxes, side, side)
     return Case(record, fold, truth_of(mask, "box"), {"attention": heat, "evidence": heat})
@@ -94,9 +90,7 @@ def test_a_box_covers_the_pixels_whose_centres_it_holds(
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["box", "mask"]))
-def test_scores_at_every_threshold_are_those_of_the_runtimes_mask_and_box(
-    seed: int, coarse: bool, kind: str
-) -> None:
+def test_scores_at_every_threshold_are_those_of_the_runtimes_mask_and_box(seed: int, coarse: bool, kind: str) -> None:
     rng = np.random.default_rng(seed)
     height, width = rng.integers(5, 30, 2)
     heat = rng.random((height, width)).astype(np.float32)
@@ -200,9 +194,7 @@ def test_a_perfect_map_beats_the_baselines_and_everything_is_json() -> None:
 def test_a_bundles_threshold_is_used_as_it_is() -> None:
     heat = np.eye(4, dtype=np.float32)
     cases = [case("a", (0, 0, 30, 30), heat), case("b", (10, 10, 30, 30), heat)]
-    result, panel = evaluate_localization(
-        cases, {}, SPEC, map_name="evidence", fixed_threshold=0.333, resamples=10
-    )
+    result, panel = evaluate_localization(cases, {}, SPEC, map_name="evidence", fixed_threshold=0.333, resamples=10)
     assert (result["map"], result["threshold"]) == ("evidence", pytest.approx(0.333))
     assert result["chosen_on"] == "the bundle's threshold"
     assert "leave one patient out" in result["maps"]["attention"]["chosen_on"]

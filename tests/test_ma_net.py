@@ -83,9 +83,7 @@ def pooling_inputs(draw):
     features = torch.randn((n, d, h, w), generator=generator) * scale
     if draw(st.booleans()):
         features = features.relu()
-    attention = torch.randn((n, m, h, w), generator=generator).relu() * draw(
-        st.sampled_from([0.0, 0.1, 30.0])
-    )
+    attention = torch.randn((n, m, h, w), generator=generator).relu() * draw(st.sampled_from([0.0, 0.1, 30.0]))
     return features, attention
 
 
@@ -262,9 +260,7 @@ def test_wrong_arguments_are_refused(options, message):
 
 
 def test_build_model_takes_the_configuration():
-    config = resolve(
-        {"backbone": "resnet18", "attention_scales": 3, "num_attention_maps": 7, "model": "magsd"}
-    )
+    config = resolve({"backbone": "resnet18", "attention_scales": 3, "num_attention_maps": 7, "model": "magsd"})
     model = build_model(config, num_classes=3)
     assert (model.backbone_name, model.attention_scales, model.num_attention_maps) == ("resnet18", 3, 7)
     plain = build_model(resolve({"backbone": "resnet18", "model": "plain"}), num_classes=3)

@@ -135,9 +135,7 @@ def test_no_images_and_scores_that_are_not_numbers_have_no_value() -> None:
 
 def test_labels_and_predictions_cannot_change_places() -> None:
     for name, function in inspect.getmembers(metrics, inspect.isfunction):
-        if function.__module__ == metrics.__name__ and "labels" in (
-            p := inspect.signature(function).parameters
-        ):
+        if function.__module__ == metrics.__name__ and "labels" in (p := inspect.signature(function).parameters):
             assert all(value.kind is value.KEYWORD_ONLY for value in p.values()), name
 
 
@@ -203,9 +201,7 @@ def test_bootstrap_equals_resampling_patients_one_by_one(data: tuple, seed: int)
     for weights in np.concatenate(list(patient_weights(len(names), len(labels), resamples=20, seed=seed))):
         assert weights.sum() == len(names)
         drawn = [
-            row
-            for name, times in zip(names, weights)
-            for row in np.flatnonzero(patients == name).repeat(int(times))
+            row for name, times in zip(names, weights) for row in np.flatnonzero(patients == name).repeat(int(times))
         ]
         of_folds: dict[str, list[float]] = {name: [] for name in SCORES}
         for fold in (0, 1):

@@ -54,7 +54,15 @@ def assert_equal_runs(one: Path, other: Path, folds: list[int]) -> None:
 
 
 def test_stopped_at_every_step_within_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = resolve({**TINY, "data": str(write_tiny_manifest(tmp_path / "data")), "epochs": 2, "folds": 2, "batch_size": 3})
+    config = resolve(
+        {
+            **TINY,
+            "data": str(write_tiny_manifest(tmp_path / "data")),
+            "epochs": 2,
+            "folds": 2,
+            "batch_size": 3,
+        }
+    )
     train(config, tmp_path / "whole", GROUP, fold=0)
 
     # a checkpoint after every step, and a stop before every second one

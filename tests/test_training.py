@@ -25,10 +25,10 @@ from tiny_run import TINY, write_tiny_manifest
 GROUP = Processes(0, 1, torch.device("cpu"))
 
 
-def tiny(tmp_path: Path, **changes: object) -> TrainingConfig:
+def tiny(tmp_path: Path, *, patients: int = 24, **changes: object) -> TrainingConfig:
     manifest = tmp_path / "data" / "manifest.csv"
     if not manifest.exists():
-        write_tiny_manifest(manifest.parent)
+        write_tiny_manifest(manifest.parent, patients=patients)
     return resolve({**TINY, "data": str(manifest), **changes})
 
 
@@ -41,7 +41,9 @@ def fold_data(train: np.ndarray, labels: list[int]) -> FoldData:
 @given(
     images=st.integers(1, 60), batch=st.integers(1, 16), epoch=st.integers(0, 5), world=st.integers(1, 4)
 )  # fmt: skip
-def test_an_epoch_takes_every_image_and_fills_only_the_last_batch(images: int, batch: int, epoch: int, world: int) -> None:
+def test_an_epoch_takes_every_image_and_fills_only_the_last_batch(
+    images: int, batch: int, epoch: int, world: int
+) -> None:
     config = resolve({**TINY, "batch_size": batch})
     indices = np.arange(100, 100 + images)
     batches = epoch_batches(config, fold_data(indices, [0] * 200), epoch, world)
@@ -77,7 +79,7 @@ def test_the_schedules() -> None:
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     # one easy task: is there a bright square
-    config = tiny(tmp_path, epochs=12, folds=2, learning_rate=0.02, augment_probability=0.0)
+    config = tiny(tmp_path, patients=48, epochs=10, folds=2, augment_probability=0.0)
     lines: list[str] = []
     results = train(config, tmp_path / "run", GROUP, fold=0, report=lines.append)
     folder = tmp_path / "run" / "fold0"
@@ -87,8 +89,8 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
         assert (folder / name).is_file(), name
     assert list((folder / "tensorboard").iterdir())
     rows = list(csv.DictReader((folder / "log.csv").open()))
-    assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
-    assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
+    assert [int(row["epoch"]) for row in rows] == list(range(1, 11))
+    assert float(rows[-1]["train_loss"]) < 0.5 * float(rows[0]["train_loss"])
     # the chosen epoch has the best validation score of the log
     best = max(rows, key=lambda row: (float(row["validation_auc"]), -float(row["validation_loss"])))
     assert results[0].epoch == int(best["epoch"])
@@ -99,19 +101,35 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     assert not model.training
     assert model(torch.zeros(2, 1, 64, 64)).logits.shape == (2, 2)
     assert any("images/s" in line for line in lines)
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["images"] == 24
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["images"] == 48
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"loss": "l2", "attention_augmentation": ("mixup",)},
-        {"soft_distance_rule": "confidence", "soft_distance_reduction": "mean", "auxiliary_passes": "one-batch"},
+        {
+            "soft_distance_rule": "confidence",
+            "soft_distance_reduction": "mean",
+            "auxiliary_passes": "one-batch",
+        },
         {"model": "plain"},
         {"model": "plain", "pooling": "gmp", "class_weights": "balanced"},
         {"model": "magsd-oaug", "attention_scales": 3, "sampling": "balanced"},
-        {"precision": "bf16", "gradient_clip": 1.0, "schedule": "cosine", "warmup_epochs": 0.5, "nesterov": True},
-        {"select": "loss", "attention_scales": 1, "fit": "letterbox", "clahe_clip": 0.0, "channels_last": False},
+        {
+            "precision": "bf16",
+            "gradient_clip": 1.0,
+            "schedule": "cosine",
+            "warmup_epochs": 0.5,
+            "nesterov": True,
+        },
+        {
+            "select": "loss",
+            "attention_scales": 1,
+            "fit": "letterbox",
+            "clahe_clip": 0.0,
+            "channels_last": False,
+        },
         {"select": "accuracy", "fit": "crop", "attention_augmentation": ("dimming", "patching")},
     ],
 )

@@ -123,9 +123,7 @@ def test_weights_of_another_network_are_refused_and_change_nothing(tmp_path):
     model = MANet("resnet18", num_classes=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     complete = torchvision.models.resnet18(weights=None).state_dict()
-    with pytest.raises(
-        UsageError, match=r"has conv1.weight of shape \(64, 3, 3, 3\), the network \(64, 1, 7, 7\)"
-    ):
+    with pytest.raises(UsageError, match=r"has conv1.weight of shape \(64, 3, 3, 3\), the network \(64, 1, 7, 7\)"):
         weights.load_backbone(model, {**complete, "conv1.weight": torch.zeros(64, 3, 3, 3)}, "x")
     with pytest.raises(UsageError, match=r"lacks layer4\.1\.bn2\.bias: these are weights of another network"):
         weights.load_backbone(model, {k: v for k, v in complete.items() if k != "layer4.1.bn2.bias"}, "x")

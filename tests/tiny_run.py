@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 8,
     "folds": 3,
-    "learning_rate": 0.01,
+    "learning_rate": 0.002,
 }
 
 

@@ -35,13 +35,13 @@ LARGEST_BATCH = 4096  # a bound for the exporter's reasoning about shapes; the f
 LARGEST_FILE = 2**31 - 1  # a protobuf's limit; MA-Net on ResNet50 has 95 MB
 
 _FLOATS_REFUSED = frozenset(
-    getattr(onnx.TensorProto, name) for name in onnx.TensorProto.DataType.keys() if "FLOAT" in name or name == "DOUBLE"
-) - {onnx.TensorProto.FLOAT}  # fmt: skip
+    value
+    for name, value in onnx.TensorProto.DataType.items()
+    if ("FLOAT" in name or name == "DOUBLE") and name != "FLOAT"
+)
 
 
-def model_metadata(
-    classes: Sequence[str], spec: PreprocessingSpec, *, name: str, version: str
-) -> dict[str, str]:
+def model_metadata(classes: Sequence[str], spec: PreprocessingSpec, *, name: str, version: str) -> dict[str, str]:
     """What an ONNX file must say about itself to be used right without its bundle."""
     return {
         "magsd.version": __version__,

@@ -117,9 +117,7 @@ class MANet(nn.Module):
 class MultiscaleAttention(nn.Module):
     """Attention generator, section 3.2.2: a 1x1 convolution a scale, resized to the last grid and added."""
 
-    def __init__(
-        self, channels: tuple[int, ...], reductions: tuple[int, ...], num_attention_maps: int
-    ) -> None:
+    def __init__(self, channels: tuple[int, ...], reductions: tuple[int, ...], num_attention_maps: int) -> None:
         super().__init__()
         self.ratios = tuple(reductions[-1] // reduction for reduction in reductions)
         self.branches = nn.ModuleList(_attention_branch(channel, num_attention_maps) for channel in channels)
@@ -193,9 +191,7 @@ def _create_backbone(name: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, 
         backbone = timm.create_model(name, pretrained=False, features_only=True, in_chans=1)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(
-            f"--backbone {name} gives no feature maps of one-channel images: {reason}"
-        ) from error
+        raise UsageError(f"--backbone {name} gives no feature maps of one-channel images: {reason}") from error
     info = backbone.feature_info
     reductions: list[int] = list(info.reduction())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     channels: list[int] = list(info.channels())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]

@@ -90,9 +90,7 @@ def imagenet_state(backbone: str) -> tuple[State, str]:
         network = timm.create_model(backbone, pretrained=True)
     except Exception as error:  # what fails and how depends on the hub library
         reason = " ".join(str(error).split())[:160]
-        raise UsageError(
-            f"the ImageNet weights of {backbone} cannot be downloaded ({reason}): {_GO_ON}"
-        ) from error
+        raise UsageError(f"the ImageNet weights of {backbone} cannot be downloaded ({reason}): {_GO_ON}") from error
     return network.state_dict(), origin
 
 
@@ -142,23 +140,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways, depending on where the damage is
-        raise UsageError(
-            f"--weights {path} cannot be read as weights: {type(error).__name__}; {_GO_ON}"
-        ) from error
+        raise UsageError(f"--weights {path} cannot be read as weights: {type(error).__name__}; {_GO_ON}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
         raise UsageError(f"--weights {path} holds no weights but {type(content).__name__}; {_GO_ON}")
-    state = {
-        str(name).removeprefix("module."): value for name, value in content.items() if torch.is_tensor(value)
-    }
+    state = {str(name).removeprefix("module."): value for name, value in content.items() if torch.is_tensor(value)}
     if any(name.startswith("backbone.") for name in state):
-        state = {
-            name.removeprefix("backbone."): value
-            for name, value in state.items()
-            if name.startswith("backbone.")
-        }
+        state = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     return rename_efficientnet_lite0(state) if "_conv_stem.weight" in state else state
 
 

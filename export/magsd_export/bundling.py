@@ -1,0 +1,292 @@
+"""A checkpoint becomes a bundle: exported, compared with PyTorch, proven by the runtime, then given its name.
+
+Everything is written to a temporary folder beside the target. What fails leaves nothing behind, and
+what is there was verified by the same code that a device runs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from magsd.checkpoint import CheckpointInfo, load_model
+from magsd_runtime._version import __version__
+from magsd_runtime.backends import open_backend
+from magsd_runtime.bundle import BUNDLE_SCHEMA, INPUT_NAME, MANIFEST_NAME, MODEL_NAME, OUTPUT_NAMES, Bundle, load_bundle
+from magsd_runtime.errors import DataError, UsageError, VerificationError
+from magsd_runtime.files import replacing_directory, sha256_file, write_json, write_text
+from magsd_runtime.verification import VerificationReport, verify_bundle
+
+from .golden import write_golden
+from .model_card import INTENDED_USE, LICENCE, model_card
+from .sources import Source, evaluation_facts, find_checkpoint, localization, read_evaluation, real_images
+from .to_onnx import export_onnx, model_metadata
+from .verification import ParityReport, compare, torch_network
+
+DEFAULT_IMAGES = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_PACKAGES = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished bundle: what it was made of, and what was found on the way."""
+
+    bundle: Bundle
+    source: Source
+    info: CheckpointInfo
+    parity: ParityReport
+    verification: VerificationReport
+
+
+def build_bundle(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    fold: int | None = None,
+    name: str | None = None,
+    version: str = "1",
+    data: str | os.PathLike[str] | None = None,
+    images: int = DEFAULT_IMAGES,
+    evaluation: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    verbose: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Built:
+    """Export ``checkpoint`` (a file, or a run folder with ``fold``) to the new bundle ``out``.
+
+    ``name``: by default the model's and its backbone's. ``data``: a manifest whose images parity is judged
+    on, at most ``images`` of them; by default the run's own test and validation parts. ``evaluation``: a
+    folder of ``magsd evaluate``, whose results and localization threshold the bundle takes over.
+    ``force`` replaces a bundle that is at ``out``, and nothing else.
+
+    Raises
+    ------
+    UsageError, DataError
+        If an argument cannot be used, or ``out`` exists.
+    CheckpointError
+        If the checkpoint is damaged.
+    VerificationError
+        If the exported network differs from PyTorch, or the runtime's own check fails. There is no bundle then.
+    MagsdError
+        If the network cannot be exported.
+    """
+    out = Path(out)
+    _check_names(name, version, images)
+    _check_out(out, force)
+    source = find_checkpoint(Path(checkpoint), fold)
+    report(f"checkpoint  {source.checkpoint} ({source.reason})")
+    model, info = load_model(source.checkpoint)
+    metrics = None if evaluation is None else read_evaluation(Path(evaluation), info, source)
+    real = real_images(source, info, None if data is None else Path(data), images)
+    name = name or f"{info.config.model}-{info.config.backbone}"
+    _check_names(name, version, images)
+
+    with _publishing(out, force) as folder:
+        described = model_metadata(info.classes, info.preprocessing, name=name, version=version)
+        report("exporting   ONNX, opset 18, float32")
+        export_onnx(model, info.preprocessing, folder / MODEL_NAME, described, verbose=verbose)
+        draft = _draft(folder, info, name, version, localization(source, info, metrics))
+        with open_backend(draft, "cpu") as backend:
+            report(f"comparing   with PyTorch, {len(real.records)} radiographs and synthetic inputs")
+            parity = compare(torch_network(model), backend.run, size=info.preprocessing.size, real=real)
+            if data is not None and not parity.real_images:
+                raise DataError(f"--data {data}: none of its {len(real.records)} images could be read")
+            parity = replace(parity, facts={**real.facts, "skipped": real.skipped})
+            parity.raise_if_failed()
+            outputs = write_golden(folder / "golden", draft, backend)
+        shapes = {key: list(outputs[key].shape) for key in OUTPUT_NAMES}
+        facts = _describe(draft, info, source, _architecture(model, info), parity, shapes)
+        facts["training"]["evaluation"] = None if metrics is None else evaluation_facts(metrics, info)
+        write_text(folder / "MODEL_CARD.md", model_card(facts))
+        write_json(folder / MANIFEST_NAME, {**facts, "files": _files(folder)})
+        report("verifying   the bundle with the runtime")
+        verification = _prove(folder)
+    return Built(load_bundle(out), source, info, parity, verification)
+
+
+def _prove(folder: Path) -> VerificationReport:
+    bundle = load_bundle(folder)
+    with open_backend(bundle, "cpu") as backend:
+        report = verify_bundle(bundle, backend)
+    if not report.passed:
+        failed = ", ".join(check.name for check in report.checks if not check.passed)
+        raise VerificationError(f"the new bundle fails its own golden inputs ({failed}): nothing was written")
+    return report
+
+
+def _draft(folder: Path, info: CheckpointInfo, name: str, version: str, where: dict[str, Any]) -> Bundle:
+    """The bundle as far as a backend needs it, before there is a bundle.json."""
+    return Bundle(
+        path=folder,
+        manifest={},
+        name=name,
+        version=version,
+        classes=info.classes,
+        preprocessing=info.preprocessing,
+        temperature=1.0,
+        localization=where,
+        model_sha256=sha256_file(folder / MODEL_NAME),
+    )
+
+
+def _describe(
+    draft: Bundle,
+    info: CheckpointInfo,
+    source: Source,
+    architecture: dict[str, Any],
+    parity: ParityReport,
+    shapes: dict[str, list[int]],
+) -> dict[str, Any]:
+    """``bundle.json`` but for ``files``; its fields are described in docs/bundle.md."""
+    size = draft.preprocessing.size
+    return {
+        "schema": BUNDLE_SCHEMA,
+        "magsd_version": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "model": {
+            "name": draft.name,
+            "version": draft.version,
+            "architecture": architecture,
+            "sha256": draft.model_sha256,
+        },
+        "classes": list(draft.classes),
+        "preprocessing": draft.preprocessing.to_dict(),
+        "preprocessing_sha256": draft.preprocessing.sha256(),
+        "inputs": [{"name": INPUT_NAME, "dtype": "float32", "shape": ["N", 1, size, size]}],
+        "outputs": [{"name": key, "dtype": "float32", "shape": ["N", *shapes[key]]} for key in OUTPUT_NAMES],
+        "calibration": {"temperature": draft.temperature, "fitted": False, "operating_points": {}},
+        "localization": draft.localization,
+        "training": {
+            "data": info.data,
+            "fold": info.fold,
+            "chosen": source.reason,
+            "epoch": info.epoch,
+            "validation": info.validation,
+            "settings": _settings(info),
+        },
+        "intended_use": INTENDED_USE,
+        "licence": LICENCE,
+        "versions": _versions(),
+        "git_commit": git_commit(),
+        "verification": parity.to_dict(),
+    }
+
+
+def _architecture(model: nn.Module, info: CheckpointInfo) -> dict[str, Any]:
+    return {
+        "network": "MA-Net",
+        "backbone": info.config.backbone,
+        "attention_scales": info.config.attention_scales,
+        "num_attention_maps": info.config.num_attention_maps,
+        "pooling": info.config.pooling,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _settings(info: CheckpointInfo) -> dict[str, Any]:
+    """The training configuration without the places of files on the machine that trained."""
+    settings = {key: value for key, value in info.config.to_dict().items() if key not in ("data", "folds_file")}
+    return {**settings, "weights": Path(info.config.weights).name}
+
+
+def _versions() -> dict[str, str]:
+    import cv2
+
+    found = {"python": platform.python_version(), "opencv": cv2.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # onnxruntime-gpu is the same library under another name
+            module = __import__(package)
+            found[package] = str(getattr(module, "__version__", "unknown"))
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that magsd runs from, ``-dirty`` if changed; None where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or not (root / "pyproject.toml").is_file():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=True,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
+        for path in paths
+    }
+
+
+def _check_names(name: str | None, version: str, images: int) -> None:
+    for option, value in (("--name", name), ("--model-version", version)):
+        if value is not None and not _NAME.fullmatch(value):
+            raise UsageError(f"{option} is {value!r}: expected up to 64 letters, digits and . _ + -")
+    if images < 0:
+        raise UsageError(f"--images is {images}: expected 0 or more")
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Before the work: whether there is a bundle to replace, and room for a new one."""
+    if out.exists() or out.is_symlink():
+        if not force:
+            raise UsageError(f"--out {out} exists: add --force to replace the bundle, or choose another folder")
+        if out.is_symlink() or not out.is_dir() or not (out / MANIFEST_NAME).is_file():
+            raise UsageError(f"--out {out} is no bundle (no {MANIFEST_NAME}), so --force does not replace it")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: no folder can be made there ({error.strerror})") from error
+    if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out}: no permission to write there")
+
+
+@contextmanager
+def _publishing(out: Path, force: bool) -> Iterator[Path]:
+    """A folder that becomes ``out`` when the block succeeds; a bundle there before is then replaced.
+
+    A folder cannot be replaced in one step: for the moment between two renames there is none, and if
+    the second fails, the old one is put back.
+    """
+    out = out.absolute()
+    if not (force and out.exists()):
+        with replacing_directory(out) as folder:
+            yield folder
+        return
+    fresh = out.with_name(f".{out.name[:32]}.{secrets.token_hex(6)}.new")
+    aside = out.with_name(f".{out.name[:32]}.{secrets.token_hex(6)}.old")
+    with replacing_directory(fresh) as folder:
+        yield folder
+    os.rename(out, aside)
+    try:
+        os.rename(fresh, out)
+    except OSError:
+        os.rename(aside, out)
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""The verb of the bridge: export. Parse, call one function, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magsd_runtime.errors import RESEARCH_USE, require
+
+if TYPE_CHECKING:
+    from .bundling import Built
+
+
+def export(argv: list[str]) -> int:
+    """``magsd export``: a trained run becomes a verified bundle."""
+    parser = argparse.ArgumentParser(
+        prog="magsd export",
+        description="Turn a trained run into a bundle: ONNX compared with PyTorch, golden inputs, model card. "
+        + RESEARCH_USE,
+        epilog="Exit code 5: the exported network differs from PyTorch; no bundle is left then.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN|CHECKPOINT", help="run folder of magsd train, or a best.pt")
+    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to create")
+    parser.add_argument(
+        "--fold", type=int, metavar="K", help="fold of the run (default: the one with the best validation score)"
+    )
+    parser.add_argument("--name", metavar="N", help="name of the model (default: model and backbone)")
+    parser.add_argument("--model-version", default="1", metavar="V", help="version of the model (default: 1)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="M.csv",
+        help="compare with PyTorch on these images (default: the run's test and validation images)",
+    )
+    parser.add_argument("--images", type=int, default=64, metavar="N", help="at most so many images (default: 64)")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="DIR",
+        help="what magsd evaluate wrote for this run: its results and localization threshold go into the bundle",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the bundle in --out")
+    parser.add_argument("--verbose", action="store_true", help="show the exporter's own messages on stderr")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    options = parser.parse_args(argv)
+
+    for module in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxruntime"):
+        require(module, feature="magsd export", extra="train")
+    from .bundling import build_bundle
+
+    built = build_bundle(
+        options.run,
+        options.out,
+        fold=options.fold,
+        name=options.name,
+        version=options.model_version,
+        data=options.data,
+        images=options.images,
+        evaluation=options.evaluation,
+        force=options.force,
+        verbose=options.verbose,
+        report=_say,
+    )
+    print(json.dumps(_record(built), allow_nan=False) if options.json else _text(built, options.run))
+    return 0
+
+
+def _record(built: Built) -> dict[str, Any]:
+    bundle, verification = built.bundle, built.verification
+    return {
+        "bundle": str(bundle.path),
+        "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.model_sha256},
+        "model_bytes": bundle.manifest["files"]["model.onnx"]["size"],
+        "classes": list(bundle.classes),
+        "checkpoint": str(built.source.checkpoint),
+        "fold": built.info.fold,
+        "chosen": built.source.reason,
+        "localization": bundle.localization,
+        "parity": built.parity.to_dict(),
+        "golden": {"inputs": [check.name for check in verification.checks], "passed": verification.passed},
+        "research_use_only": True,
+    }
+
+
+def _text(built: Built, run: Path) -> str:
+    bundle = built.bundle
+    size = bundle.manifest["files"]["model.onnx"]["size"] / 1e6
+    where = bundle.localization
+    source = built.parity.facts["source"]
+    skipped = built.parity.facts["skipped"]
+    return "\n".join(
+        [
+            f"{run} -> {bundle.path}",
+            f"model       {bundle.name} {bundle.version}, {len(bundle.classes)} classes, model.onnx {size:.1f} MB",
+            f"from        {built.source.reason}",
+            f"heat map    {where['map']}, threshold {where['threshold']:g} ({where['chosen_on']})",
+            "",
+            "parity with PyTorch",
+            built.parity.format(),
+            f"radiographs: {source}" + (f"; {skipped} unreadable or without contrast left out" if skipped else ""),
+            "",
+            f"verified by the runtime on {len(built.verification.checks)} golden inputs",
+            RESEARCH_USE,
+        ]
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
