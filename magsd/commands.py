@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from magsd_runtime.errors import RESEARCH_USE, UsageError, require
+
+from .progress import bar, no_bar, say, silent, terminal_bar
 
 
 def train(argv: list[str]) -> int:
@@ -69,8 +69,8 @@ def train(argv: list[str]) -> int:
             fold=arguments.fold,
             resume=arguments.resume,
             strict_data=arguments.strict_data,
-            report=_silent if arguments.quiet or not group.is_main else _say,
-            progress=not arguments.quiet and sys.stderr.isatty(),
+            report=silent if arguments.quiet or not group.is_main else say,
+            progress=no_bar if arguments.quiet or not group.is_main else terminal_bar,
         )
         if group.is_main:
             for result in results:
@@ -135,11 +135,11 @@ def evaluate(argv: list[str]) -> int:
         fold=arguments.fold,
         seed=arguments.seed,
         force=arguments.force,
-        progress=_no_bar if arguments.quiet else _bar,
+        progress=no_bar if arguments.quiet else bar,
     )
     if not arguments.quiet:
         for entry in metrics["notes"]:
-            _say(f"{entry['level']}: {entry['text']}")
+            say(f"{entry['level']}: {entry['text']}")
     if arguments.json:
         print(json.dumps(summary(metrics, arguments.out), allow_nan=False))
     else:
@@ -149,40 +149,31 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def _bar(text: str) -> Callable[[int, int], None]:
-    """A function (done, total): a bar on a terminal, elsewhere a line at the end."""
-    if not sys.stderr.isatty():
+def phantoms(argv: list[str]) -> int:
+    """``magsd phantoms``: synthetic chest films with known opacities and a manifest, to try everything on."""
+    parser = argparse.ArgumentParser(
+        prog="magsd phantoms",
+        description=f"Make synthetic chest films with known opacities, and their manifest. {RESEARCH_USE}",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("--count", type=int, default=100, metavar="N", help="films of each class (default: 100)")
+    parser.add_argument("--size", type=int, default=512, metavar="PX", help="about this many pixels (default: 512)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed makes the same films (default: 0)")
+    parser.add_argument("--keep", action="store_true", help="do nothing if --out has a manifest already")
+    arguments = parser.parse_args(argv)
 
-        def line(done: int, total: int) -> None:
-            if done >= total:
-                print(f"{text}: {total} done", file=sys.stderr, flush=True)
+    from .phantoms import write_phantoms
 
-        return line
-    from tqdm import tqdm
-
-    bar = tqdm(desc=text, leave=False, dynamic_ncols=True)
-
-    def update(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return update
-
-
-def _no_bar(text: str) -> None:
-    """``--quiet``."""
-
-
-def _say(line: str) -> None:
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr)  # keeps a running bar in its place
+    manifest = arguments.out / "manifest.csv"
+    if manifest.exists():
+        if not arguments.keep:
+            raise UsageError(f"{manifest} exists: choose another --out, or --keep it")
     else:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _silent(line: str) -> None:
-    """``--quiet``."""
+        if arguments.count < 1:
+            raise UsageError(f"--count is {arguments.count}: expected 1 or more")
+        progress = bar("phantoms")
+        manifest = write_phantoms(
+            arguments.out, n_per_class=arguments.count, size=arguments.size, seed=arguments.seed, progress=progress
+        )
+    print(manifest)
+    return 0

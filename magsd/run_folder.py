@@ -31,7 +31,7 @@ from .data import Manifest
 from .distributed import Processes
 from .folds import Folds
 
-LOG_COLUMNS = (
+LOG_COLUMNS: tuple[str, ...] = (
     "epoch", "learning_rate", "train_loss", "train_accuracy",
     "validation_loss", "validation_accuracy", "validation_auc", "best", "images_per_second", "seconds",
 )  # fmt: skip

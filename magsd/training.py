@@ -29,6 +29,7 @@ from .distributed import Processes
 from .folds import Folds, Split, load_folds, make_folds
 from .metrics import roc_auc_macro
 from .models import build_model, load_imagenet_weights
+from .progress import Update, no_bar, silent
 from .run_folder import (
     LOG_COLUMNS,
     check_same_data,
@@ -67,6 +68,7 @@ class FoldData:
 
 
 Report = Callable[[str], None]
+Progress = Callable[[str], Update | None]
 
 
 def train(
@@ -77,8 +79,8 @@ def train(
     fold: int | None = None,
     resume: bool = False,
     strict_data: bool = False,
-    report: Report = lambda line: None,
-    progress: bool = False,
+    report: Report = silent,
+    progress: Progress = no_bar,
 ) -> list[FoldResult]:
     """Train every fold, or only ``fold``; return where the models are.
 
@@ -104,7 +106,7 @@ def train(
         loaded = load_imagenet_weights(model, config.weights)
         if group.is_main:
             report(f"network: {config.model} on {loaded}, classes {', '.join(manifest.classes)}")
-        prepared = prepare(manifest, config.preprocessing(), progress=_bar(progress and group.is_main, "reading"))
+        prepared = prepare(manifest, config.preprocessing(), progress=progress("reading"))
         prepared.check(n_folds=config.folds, strict=strict_data).raise_if_errors()
         folds = _folds(config, prepared, out if finished_setup else None)
         data_report = prepared.check(folds=folds, strict=strict_data)
@@ -139,8 +141,8 @@ def train_fold(
     initial_model: nn.Module,
     data: FoldData,
     group: Processes,
-    report: Report = lambda line: None,
-    progress: bool = False,
+    report: Report = silent,
+    progress: Progress = no_bar,
 ) -> FoldResult:
     """Train one fold from its last checkpoint, or from ``initial_model``; nothing to do if it is complete."""
     model = copy.deepcopy(initial_model)
@@ -165,7 +167,7 @@ def train_fold(
     if group.is_main and 0 < state.epoch < config.epochs:
         report(f"fold {fold}: resuming at epoch {state.epoch + 1} of {config.epochs}, step {state.step}")
     while state.epoch < config.epochs:
-        state = trainer.epoch(state, _bar(progress and group.is_main, f"fold {fold} epoch {state.epoch + 1}"))
+        state = trainer.epoch(state, progress(f"fold {fold} epoch {state.epoch + 1}"))
         row = state.history[-1]
         if group.is_main:
             write_log(folder, state.history)
@@ -209,7 +211,7 @@ class _Fold:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
-    def epoch(self, state: State, bar: Callable[[int, int], None] | None) -> State:
+    def epoch(self, state: State, bar: Update | None) -> State:
         """The rest of one epoch, its validation and its checkpoints."""
         config, group, device = self.config, self.group, self.group.device
         batches = epoch_batches(config, self.data, state.epoch, group.world_size)
@@ -434,20 +436,3 @@ def _epoch_line(fold: int, config: TrainingConfig, row: dict[str, Any]) -> str:
 
 def _memory_format(config: TrainingConfig) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def _bar(shown: bool, text: str) -> Callable[[int, int], None] | None:
-    """A function (done, total) that draws a bar on stderr, or None."""
-    if not shown:
-        return None
-    from tqdm import tqdm
-
-    bar = tqdm(desc=text, leave=False, dynamic_ncols=True)
-
-    def update(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    return update

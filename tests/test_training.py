@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import TINY, write_tiny_manifest
 
 from magsd.checkpoint import load_checkpoint, load_model
 from magsd.config import TrainingConfig, resolve
@@ -20,7 +21,6 @@ from magsd.folds import Split
 from magsd.run_folder import locked, resumed_config
 from magsd.training import FoldData, epoch_batches, learning_rate, train
 from magsd_runtime.errors import BackendUnavailableError, CheckpointError, UsageError
-from tiny_run import TINY, write_tiny_manifest
 
 GROUP = Processes(0, 1, torch.device("cpu"))
 
@@ -153,7 +153,7 @@ def test_a_run_is_not_overwritten_and_a_resumed_run_is_the_same_run(tmp_path: Pa
     train(config, tmp_path / "run", GROUP, fold=0)
     with pytest.raises(UsageError, match="add --resume"):
         train(config, tmp_path / "run", GROUP, fold=0)
-    with pytest.raises(UsageError, match="--epochs is 9 but the run in .* has 1"):
+    with pytest.raises(UsageError, match=r"--epochs is 9 but the run in .* has 1"):
         resumed_config(tmp_path / "run", {"epochs": "9"})
     assert resumed_config(tmp_path / "run", {"epochs": "1"}) == config
     with (tmp_path / "data" / "manifest.csv").open("a") as manifest:
@@ -182,7 +182,7 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_checkpoints(tmp_path: 
 def test_a_damaged_checkpoint_is_one_clear_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "best.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="best.pt"):
+    with pytest.raises(CheckpointError, match=r"best\.pt"):
         load_model(path)
 
 

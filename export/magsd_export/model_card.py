@@ -59,7 +59,7 @@ def _what_it_is(manifest: dict[str, Any]) -> str:
             f"- training: loss {settings['loss']}, attention-guided augmentation {augmentation}, "
             f"weights at the start: {_text(settings['weights'])}",
             f"- fold {training['fold']} of {settings['folds']}, epoch {training['epoch']} of {settings['epochs']}, "
-            f"seed {settings['seed']}; {training['chosen']}",
+            f"seed {settings['seed']} (exported: {_text(training['chosen'])})",
             f"- magsd {manifest['magsd_version']}, exported {manifest['created']}, "
             f"git commit {manifest['git_commit'] or 'unknown'}",
         ]

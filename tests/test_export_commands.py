@@ -1,0 +1,186 @@
+"""``magsd export`` as a user types it: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_export import write_run
+
+from magsd.cli import main
+from magsd_export.commands import export
+from magsd_runtime.errors import RESEARCH_USE, MissingExtraError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    scores = {0: {"loss": 0.5, "accuracy": 0.7, "auc": 0.8}, 2: {"loss": 0.4, "accuracy": 0.8, "auc": 0.9}}
+    return write_run(folder / "run", folder / "data", scores)
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "bundle"
+    assert export([str(run), "--out", str(out), "--images", "5"]) == 0
+    return out
+
+
+def test_people_get_a_table_on_stdout_and_progress_on_stderr(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), "--out", str(tmp_path / "bundle"), "--fold", "0", "--images", "3"]) == 0
+    captured = capfd.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == f"{run} -> {tmp_path / 'bundle'}"
+    for output in ("logits", "attention", "evidence", "embedding"):
+        assert any(line.startswith(output) for line in lines)
+    assert any("labels equal over 3 real and 14 synthetic images" in line for line in lines)
+    assert any("fold 0, as asked for" in line for line in lines)
+    assert any("threshold 0.5 (default, not chosen on data)" in line for line in lines)
+    assert lines[-1] == RESEARCH_USE
+    assert "\x1b" not in captured.out + captured.err
+    steps = [line.split()[0] for line in captured.err.splitlines()]
+    assert steps == ["checkpoint", "exporting", "comparing", "verifying"]
+
+
+def test_json_is_one_object_and_the_bundle_verifies_and_infers(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    arguments = [str(run), "--out", str(out), "--name", "tiny", "--model-version", "0.3", "--images", "0", "--json"]
+    assert main(["export", *arguments]) == 0
+    stdout = capfd.readouterr().out
+    assert stdout.count("\n") == 1
+    record = json.loads(stdout)
+    assert record["bundle"] == str(out)
+    assert (record["model"]["name"], record["model"]["version"]) == ("tiny", "0.3")
+    assert record["fold"] == 2
+    assert "best validation auc of 2 folds" in record["chosen"]
+    assert record["parity"]["passed"]
+    assert record["parity"]["inputs"]["real"]["images"] == 0
+    assert record["golden"]["passed"]
+    assert record["golden"]["inputs"]
+    assert record["model_bytes"] == (out / "model.onnx").stat().st_size
+    assert record["research_use_only"] is True
+
+    assert main(["verify", str(out)]) == 0
+    capfd.readouterr()
+    golden = str(out / "golden" / f"{record['golden']['inputs'][0]}.png")
+    assert main(["infer", golden, "--bundle", str(out), "--json"]) == 0
+    prediction = json.loads(capfd.readouterr().out)
+    assert prediction["status"] == "ok"
+    assert prediction["model"]["sha256"] == record["model"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{tmp}/nowhere", "--out", "{tmp}/b"], 2, "no such run or checkpoint"),
+        (["{tmp}", "--out", "{tmp}/b"], 2, "is not a run of magsd train"),
+        (["{run}", "--out", "{bundle}"], 2, "exists: add --force"),
+        (["{run}", "--out", "{tmp}", "--force"], 2, "is no bundle"),
+        (["{run}", "--out", "{tmp}/b", "--fold", "1"], 2, "has fold 0, fold 2"),
+        (["{run}", "--out", "{tmp}/b", "--name", "../x"], 2, "--name is"),
+        (["{run}", "--out", "{tmp}/b", "--data", "{tmp}/none.csv"], 2, "none.csv"),
+        (["{run}", "--out", "{tmp}/b", "--evaluation", "{tmp}"], 2, "no metrics.json there"),
+        (["{tmp}/broken.pt", "--out", "{tmp}/b"], 4, "damaged"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(
+    run: Path,
+    bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    (tmp_path / "broken.pt").write_bytes((run / "fold0" / "best.pt").read_bytes()[:3000])
+    filled = [text.format(run=run, tmp=tmp_path, bundle=bundle) for text in arguments]
+    assert main(["export", *filled]) == code
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("magsd export: ")
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "b").exists()
+
+
+def test_failed_parity_is_exit_5_without_a_bundle(
+    run: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The ONNX file of another fold's network in place of this one's."""
+    import magsd_export.bundling as bundling
+
+    def other_network(_model: Any, _spec: Any, path: Path, _metadata: Any, **_: Any) -> None:
+        shutil.copy(bundle / "model.onnx", path)
+
+    monkeypatch.setattr(bundling, "export_onnx", other_network)
+    assert main(["export", str(run), "--fold", "0", "--out", str(tmp_path / "b")]) == 5
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "parity failed: logits differs" in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["torch", "onnxscript", "onnxruntime"])
+def test_a_missing_extra_names_the_install_command(
+    missing: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def without(name: str, package: str | None = None) -> Any:
+        if name == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    with pytest.raises(MissingExtraError, match=rf"{missing}, .*pip install 'magsd\[train\]'"):
+        export([str(run), "--out", str(tmp_path / "b")])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom magsd.cli import main\n"
+        "try:\n    main(['export', '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'cv2', 'timm'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    paths = os.pathsep.join(str(ROOT / part) for part in ("", "export", "runtime"))
+    process = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "RUN|CHECKPOINT" in process.stdout
+    assert "Research use only" in process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_parity_over_real_radiographs(cxr: Path, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        str(run),
+        "--out",
+        str(tmp_path / "b"),
+        "--data",
+        str(cxr / "dataset_a.csv"),
+        "--images",
+        "40",
+        "--json",
+    ]
+    assert main(["export", *arguments]) == 0
+    real = json.loads(capfd.readouterr().out)["parity"]["inputs"]["real"]
+    assert real["images"] + real["skipped"] == 40
+    assert real["skipped"] == 0
+    assert real["source"] == "the manifest given (--data)"
