@@ -91,7 +91,7 @@ class Folds:
         test = of_patient == fold
         labels = _labels_of_patients(record for record, out in zip(manifest.records, test) if not out)
         chosen = _validation_patients(labels, validation_fraction, f"validation {seed} {fold}")
-        validation = np.array([record.patient in chosen for record in manifest.records], np.bool_) & ~test
+        validation = np.array([record.patient in chosen for record in manifest.records], np.bool_)
         return Split(np.flatnonzero(~test & ~validation), np.flatnonzero(validation), np.flatnonzero(test))
 
 

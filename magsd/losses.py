@@ -48,7 +48,7 @@ def soft_distance_loss(
     if not auxiliary_logits:
         return loss
     target = soft_target(primary_logits, labels, threshold=threshold, target_rule=target_rule, smoothing=smoothing)
-    distances = torch.stack([_distance(target, logits) for logits in auxiliary_logits])  # (K,)
+    distances = torch.stack([soft_distance(target, logits) for logits in auxiliary_logits])  # (K,)
     return loss + (distances.sum() if reduction == "sum" else distances.mean())
 
 
@@ -116,5 +116,6 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, *, class_weights: Tensor 
     return functional.cross_entropy(logits.float(), labels, weight=weights)
 
 
-def _distance(target: Tensor, logits: Tensor) -> Tensor:
+def soft_distance(target: Tensor, logits: Tensor) -> Tensor:
+    """Mean over images and classes of abs(target - softmax(logits)), Eq. (6): both (N, C) -> ()."""
     return (target - torch.softmax(logits.float(), dim=1)).abs().mean()

@@ -91,6 +91,8 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
         problem = f"has {', '.join(boxes)} of the box only"
     if problem:
         shown = ", ".join(header)[:200]
+        if not shown.isprintable():
+            shown = ascii(shown)
         raise DataError(
             f"{path}: the header {problem}: found {shown}; expected {', '.join(REQUIRED)} and optionally "
             f"{', '.join(OPTIONAL)}, with commas between them"

@@ -4,13 +4,18 @@
     I'_0 and A -> mix-up, patching, dimming (section 3.3) -> I_1, I_2, I_3 -> MA-Net -> p_1, p_2, p_3
     P, p_1, p_2, p_3, label -> loss (section 3.4)
 
-All of it is one module, so that several processes synchronise once a step, and nothing in it reads
-the device back: no ``.item()``, ``.cpu()``, ``nonzero`` or loop over images.
+The target of the soft distance and the attention that guides the augmentation are both detached, so the
+loss is a sum of terms that each depend on one pass only. Each term goes backward as soon as it is known:
+the activations of one pass are alive at a time instead of those of four, and the gradients are the same.
+
+Nothing here reads the device back: no ``.item()``, ``.cpu()``, ``nonzero`` or loop over images.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,72 +24,89 @@ from . import attention_augmentation as attention_guided
 from .augmentation import AugmentationRanges, augment, draw_augmentation, normalize_batch
 from .config import TrainingConfig
 from .distributed import Processes
-from .losses import l2_loss, soft_distance_loss
+from .losses import cross_entropy_loss, soft_distance, soft_target
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TrainingStep(nn.Module):
-    """The loss of one batch. ``class_weights`` (C,) weigh the cross entropy."""
+def training_step(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    config: TrainingConfig,
+    *,
+    class_weights: Tensor | None = None,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of one batch to the network's parameters; return loss () and right predictions ().
 
-    class_weights: Tensor | None
+    ``images`` uint8 (N, 1, S, S), ``labels`` int64 (N,), ``class_weights`` (C,) for the cross entropy.
+    ``generator`` lives on the images' device; all random draws of the step come from it. ``network`` is
+    a :class:`~magsd.models.MANet` or one that :func:`wrap` returned. ``backward`` takes each term of the loss.
+    """
+    names = config.attention_augmentation
+    draws = draw_augmentation(augmentation_ranges(config), len(images), generator)
+    image = normalize_batch(augment(images, draws))  # I'_0 (N, 1, S, S)
+    with _synchronised(network, last=not names):
+        logits, attention = _look(network, image, config)
+        total = _primary_term(logits, labels, config, class_weights)
+        backward(total)
+    total, logits = total.detach(), logits.detach()
+    correct = (logits.argmax(1) == labels).sum()
+    if not names:
+        return total, correct
+    target = soft_target(
+        logits,
+        labels,
+        threshold=config.soft_distance_threshold,
+        target_rule=config.soft_distance_rule,
+        smoothing=config.label_smoothing,
+    )
+    augmented = attention_guided.augment(
+        image, attention, names, generator, gamma=config.mixup_gamma, dimming_factor=config.dimming_factor
+    )
+    # one batch: (3N, 1, S, S), with one set of batch-norm statistics for all kinds
+    batches = (torch.cat(augmented),) if config.auxiliary_passes == "one-batch" else augmented
+    for number, batch in enumerate(batches, start=1):
+        with _synchronised(network, last=number == len(batches)):
+            kinds = _look(network, batch, config)[0].split(len(images))
+            term = torch.stack([_auxiliary_term(each, target, labels, config, class_weights) for each in kinds]).sum()
+            backward(term)
+        total = total + term.detach()
+    return total, correct
 
-    def __init__(self, model: nn.Module, config: TrainingConfig, class_weights: Tensor | None) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.ranges = augmentation_ranges(config)
-        self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """images uint8 (N, 1, S, S), labels int64 (N,) -> loss (), number of right predictions ().
+def _primary_term(logits: Tensor, labels: Tensor, config: TrainingConfig, class_weights: Tensor | None) -> Tensor:
+    loss = cross_entropy_loss(logits, labels, class_weights=class_weights)
+    return loss / (1 + len(config.attention_augmentation)) if config.loss == "l2" else loss
 
-        ``generator`` lives on the images' device; all random draws of the step come from it.
-        """
-        config = self.config
-        draws = draw_augmentation(self.ranges, len(images), generator)
-        image = normalize_batch(augment(images, draws))  # I'_0 (N, 1, S, S)
-        logits, attention = self._network(image)
-        auxiliary: list[Tensor] = []
-        if config.attention_augmentation:
-            augmented = attention_guided.augment(
-                image, attention, config.attention_augmentation, generator,
-                gamma=config.mixup_gamma, dimming_factor=config.dimming_factor,
-            )  # fmt: skip
-            if config.auxiliary_passes == "one-batch":
-                auxiliary = list(self._network(torch.cat(augmented))[0].chunk(len(augmented)))
-            else:
-                auxiliary = [self._network(each)[0] for each in augmented]
-        loss = self._loss(logits, auxiliary, labels)
-        return loss, (logits.detach().argmax(1) == labels).sum()
 
-    def _network(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        precision = _PRECISION[self.config.precision]
-        if self.config.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
-            output = self.model(image)
-        return output.logits.float(), output.attention.float()
+def _auxiliary_term(
+    logits: Tensor, target: Tensor, labels: Tensor, config: TrainingConfig, class_weights: Tensor | None
+) -> Tensor:
+    """The share of one kind of auxiliary image in ``soft_distance_loss`` or ``l2_loss``."""
+    kinds = len(config.attention_augmentation)
+    if config.loss == "l2":
+        return cross_entropy_loss(logits, labels, class_weights=class_weights) / (1 + kinds)
+    distance = soft_distance(target, logits)
+    return distance / kinds if config.soft_distance_reduction == "mean" else distance
 
-    def _loss(self, logits: Tensor, auxiliary: list[Tensor], labels: Tensor) -> Tensor:
-        config = self.config
-        if config.loss == "soft-distance":
-            return soft_distance_loss(
-                logits, auxiliary, labels,
-                threshold=config.soft_distance_threshold,
-                target_rule=config.soft_distance_rule,
-                reduction=config.soft_distance_reduction,
-                smoothing=config.label_smoothing,
-                class_weights=self.class_weights,
-            )  # fmt: skip
-        return l2_loss(logits, auxiliary, labels, class_weights=self.class_weights)
+
+def _look(network: nn.Module, image: Tensor, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and detached attention (N, M, h, w), float32."""
+    precision = _PRECISION[config.precision]
+    if config.channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+        output = network(image)
+    return output.logits.float(), output.attention.detach().float()
 
 
 def augmentation_ranges(config: TrainingConfig) -> AugmentationRanges:
     """Table 2 as the configuration has it."""
-    probability = config.augment_probability
     return AugmentationRanges(
-        probability=probability,
+        probability=config.augment_probability,
         brightness=config.brightness,
         contrast=config.contrast,
         crop_scale=config.crop_scale,
@@ -103,10 +125,17 @@ def draw_generator(device: torch.device, seed: int, fold: int, epoch: int, step:
     return generator
 
 
-def wrap(step: TrainingStep, group: Processes) -> nn.Module:
-    """The step itself, or under several processes the step with averaged gradients."""
+def wrap(network: nn.Module, group: Processes) -> nn.Module:
+    """The network itself, or under several processes the network with averaged gradients."""
     if group.world_size == 1:
-        return step
+        return network
     # buffers are not broadcast: each process keeps its batch-norm statistics, averaged once an epoch
     ids = [group.device.index] if group.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(step, device_ids=ids, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+
+
+def _synchronised(network: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    # the processes exchange gradients once a step, in the backward of its last pass
+    if isinstance(network, nn.parallel.DistributedDataParallel) and not last:
+        return network.no_sync()
+    return nullcontext()

@@ -40,7 +40,7 @@ from .run_folder import (
     tensorboard_writer,
     write_log,
 )
-from .step import TrainingStep, draw_generator, wrap
+from .step import draw_generator, training_step, wrap
 
 CHECKPOINT_SECONDS = 120.0
 
@@ -148,8 +148,6 @@ def train_fold(
     model = copy.deepcopy(initial_model)
     resuming = (folder / "last.pt").is_file()
     model.to(group.device, memory_format=_memory_format(config))
-    step_module = TrainingStep(model, config, _class_weights(config, data))
-    step_module.to(group.device)
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=config.learning_rate, momentum=config.momentum,
@@ -159,8 +157,11 @@ def train_fold(
     state = State()
     if resuming:
         state = _restore(folder / "last.pt", data, model, optimizer, scaler, group)
-    run_step = wrap(step_module, group)
-    trainer = _Fold(config, folder, fold, data, group, model, run_step, optimizer, scaler)
+    class_weights = _class_weights(config, data)
+    if class_weights is not None:
+        class_weights = class_weights.to(group.device)
+    network = wrap(model, group)
+    trainer = _Fold(config, folder, fold, data, group, model, network, class_weights, optimizer, scaler)
     writer = tensorboard_writer(folder, len(state.history)) if group.is_main else None
     if group.is_main and state.history:
         write_log(folder, state.history)
@@ -207,7 +208,8 @@ class _Fold:
     data: FoldData
     group: Processes
     model: nn.Module
-    run_step: nn.Module
+    network: nn.Module  # the model, or its wrapper that averages gradients
+    class_weights: torch.Tensor | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
@@ -228,15 +230,17 @@ class _Fold:
             # dropout and stochastic depth of a backbone draw from the global generator
             torch.manual_seed(generator.initial_seed())
             self.optimizer.zero_grad(set_to_none=True)
-            loss, correct = self.run_step(images, labels, generator)
-            self.scaler.scale(loss).backward()
+            loss, correct = training_step(
+                self.network, images, labels, generator, config,
+                class_weights=self.class_weights, backward=lambda term: self.scaler.scale(term).backward(),
+            )  # fmt: skip
             if config.gradient_clip > 0:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             # sums stay on the device: reading them here would make the host wait at every step
-            sums += torch.stack([loss.detach().double() * len(share), correct.double()])
+            sums += torch.stack([loss.double() * len(share), correct.double()])
             if bar is not None:
                 bar(step + 1, len(batches))
             now = time.monotonic()

@@ -27,6 +27,7 @@ from magsd.data import (
 )
 from magsd.data_checks import DataReport, Issue, difference_hash, near_duplicates
 from magsd.folds import Folds
+from magsd.manifest_csv import read_lines
 from magsd_runtime.errors import DataError
 from magsd_runtime.images import read_radiograph
 from magsd_runtime.preprocessing import PreprocessingSpec, standardize
@@ -231,13 +232,19 @@ def test_any_table_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFa
 @given(st.binary(max_size=60) | st.text('path,label,patient\n\r";x \ufeff12', max_size=60).map(str.encode))
 def test_no_content_gives_anything_but_a_manifest_or_a_data_error(tail: bytes) -> None:
     for head in (b"", b"path,label,patient\n", b"path,label,patient,x,y,w,h\na,b,c,1,1,1,1\n"):
-        stand_in = SimpleNamespace(read_bytes=lambda content=head + tail: content)
+        said = ""
         try:
-            from magsd.manifest_csv import read_lines
-
-            assert all(isinstance(line, str) or line.path for line in read_lines(stand_in))  # type: ignore[arg-type]
+            for line in read_lines(SimpleNamespace(read_bytes=lambda content=head + tail: content)):  # type: ignore[arg-type]
+                if isinstance(line, str):
+                    said += line
+                else:
+                    assert line.path
+                    assert line.label
+                    assert line.patient
         except DataError as error:
-            assert "\n" not in str(error)
+            said += str(error)
+        assert "\n" not in said
+        assert "\r" not in said
 
 
 def test_the_digest_is_of_the_content_not_of_the_place_or_order(tmp_path: Path) -> None:
@@ -247,6 +254,7 @@ def test_the_digest_is_of_the_content_not_of_the_place_or_order(tmp_path: Path) 
     one = read_manifest(table(tmp_path, header, *lines))
     two = read_manifest(table(tmp_path / "other", header, *reversed(lines), name="n.csv"))
     assert one.digest() == two.digest()
+    assert replace(one, records=one.records[::-1]).digest() == one.digest()
     seen = {one.digest()}
     changes = {"label": "x", "patient": "x", "source": "x", "boxes": ((1.0, 2.0, 3.0, 5.0),), "mask": None}
     for name, value in {**changes, "path": tmp_path / "c.png"}.items():

@@ -75,6 +75,26 @@ def test_each_class_is_in_each_fold_and_evenly(manifest: Manifest, n_folds: int,
             assert max(images.values()) - min(images.values()) <= 2 * largest[label]
 
 
+def test_single_class_patients_even_out_what_the_others_leave() -> None:
+    rows = [(f"{label}{n}", label, 1) for label in "abc" for n in range(2)]
+    rows += [(f"{pair}", label, 1) for pair in ("ab", "ac", "bc") for label in pair]
+    manifest = manifest_of(rows)
+    for seed in range(10):
+        folds = make_folds(manifest, 2, seed)
+        for names in patients_of(manifest).values():
+            assert sum(folds.assignment[name] for name in names) == 2
+
+
+def test_validation_never_takes_a_class_from_training() -> None:
+    chain = [(name, label, 1) for name, labels in (("p", "ac"), ("q", "ab"), ("r", "bc")) for label in labels]
+    manifest = manifest_of([*chain, *((f"t{label}", label, 1) for label in "abc")])
+    folds = Folds(0, 2, {"p": 0, "q": 0, "r": 0, "ta": 1, "tb": 1, "tc": 1})
+    for seed in range(20):
+        split = folds.split(manifest, 1, validation_fraction=0.5, seed=seed)
+        assert {manifest.records[index].label for index in split.train} == {"a", "b", "c"}
+        assert len(split.validation)
+
+
 @settings(deadline=None, max_examples=150)
 @given(manifests(), st.integers(2, 5), st.integers(0, 3), st.sampled_from([0.1, 0.2, 0.5, 0.9]))
 def test_a_split_keeps_patients_whole_and_every_class_everywhere(
