@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	@$(MAGSD) --version
 	@if [ "$(DATA)" = "$(OUT)/phantoms/manifest.csv" ]; then $(MAGSD) phantoms --out $(OUT)/phantoms --keep; fi
 	$(MAGSD) train --data $(DATA) --out $(OUT)/run --resume --fold 0 --epochs $(EPOCHS) \
-	    --backbone tf_efficientnet_lite0 --learning-rate 0.005 --batch-size 16 --schedule cosine
+	    --backbone tf_efficientnet_lite0 --batch-size 16
 	$(MAGSD) evaluate $(OUT)/run --data $(DATA) --out $(OUT)/report --force
 	$(MAGSD) export $(OUT)/run --out $(OUT)/bundle --force
 	$(MAGSD) verify $(OUT)/bundle

@@ -40,6 +40,17 @@ VERBS: dict[str, tuple[str, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; return its exit code. Errors raised on purpose become one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of our stdout has gone (head, a closed pager). Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help", "help"):
         print(_help())
@@ -55,10 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     module_name, _, function_name = VERBS[verb][0].partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-        code = function(arguments[1:])
-        sys.stdout.flush()
-        return code
+        return getattr(importlib.import_module(module_name), function_name)(arguments[1:])
     except MagsdError as error:
         print(f"magsd {verb}: {error}", file=sys.stderr)
         return error.exit_code
@@ -66,9 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"magsd {verb}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our stdout has gone (head, a closed pager). Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except Exception as error:
         if os.environ.get("MAGSD_TRACEBACK"):
             raise

@@ -107,12 +107,7 @@ def train(
         if group.is_main:
             report(f"network: {config.model} on {loaded}, classes {', '.join(manifest.classes)}")
         prepared = prepare(manifest, config.preprocessing(), progress=progress("reading"))
-        prepared.check(n_folds=config.folds, strict=strict_data).raise_if_errors()
-        folds = _folds(config, prepared, out if finished_setup else None)
-        data_report = prepared.check(folds=folds, strict=strict_data)
-        if group.is_main and data_report.warnings:
-            report(data_report.format())
-        data_report.raise_if_errors()
+        folds = _checked_folds(config, prepared, out if finished_setup else None, strict_data, report, group)
         facts = data_facts(manifest)
         group.barrier()
         if not finished_setup and group.is_main:
@@ -147,7 +142,9 @@ def train_fold(
     """Train one fold from its last checkpoint, or from ``initial_model``; nothing to do if it is complete."""
     model = copy.deepcopy(initial_model)
     resuming = (folder / "last.pt").is_file()
-    model.to(group.device, memory_format=_memory_format(config))
+    model.to(group.device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad],
         lr=config.learning_rate, momentum=config.momentum,
@@ -407,6 +404,21 @@ def _restore(
         raise CheckpointError(f"{path} does not fit this run: {str(error)[:200]}") from error
 
 
+def _checked_folds(
+    config: TrainingConfig, prepared: Prepared, out: Path | None, strict: bool, report: Report, group: Processes
+) -> Folds:
+    """The folds, once data and folds are sound; the report names all that is wrong, the exception sums it up."""
+    findings, folds = prepared.check(n_folds=config.folds, strict=strict), None
+    if not findings.errors:
+        folds = _folds(config, prepared, out)
+        findings = prepared.check(folds=folds, strict=strict)
+    if group.is_main and (findings.errors or findings.warnings):
+        report(findings.format())
+    findings.raise_if_errors()
+    assert folds is not None  # without errors they were made
+    return folds
+
+
 def _folds(config: TrainingConfig, prepared: Prepared, out: Path | None) -> Folds:
     if out is not None:
         return load_folds(out / "folds.json")
@@ -436,7 +448,3 @@ def _epoch_line(fold: int, config: TrainingConfig, row: dict[str, Any]) -> str:
         f"accuracy {row['validation_accuracy']:.3f}  auc {auc}{' *' if row['best'] else '  '}  "
         f"{row['images_per_second']:.1f} images/s"
     )
-
-
-def _memory_format(config: TrainingConfig) -> torch.memory_format:
-    return torch.channels_last if config.channels_last else torch.contiguous_format

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_bundle
 
+import tiny_bundle
 from magsd_runtime import hardware
 from magsd_runtime.backends import CheckedBackend, choose_backend, open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
@@ -131,9 +131,7 @@ class Faulty:
         {"embedding": np.zeros((2, 6), np.float32)},
     ],
 )
-def test_outputs_that_break_the_contract_are_caught_for_every_backend(
-    bundle: Bundle, changes: dict[str, Any]
-) -> None:
+def test_outputs_that_break_the_contract_are_caught_for_every_backend(bundle: Bundle, changes: dict[str, Any]) -> None:
     image = np.zeros((1, 1, 224, 224), np.float32)
     CheckedBackend(Faulty(), bundle, "test").run(image)
     with pytest.raises(MagsdError, match="the network"):

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny_bundle
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import BundleError
 from magsd_runtime.preprocessing import PreprocessingSpec
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3)
-    ),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
     max_leaves=5,
 )
 

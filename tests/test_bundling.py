@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_export import write_run
 from torch import nn
 
 import magsd_export.bundling as bundling
@@ -39,6 +38,7 @@ from magsd_runtime.errors import CheckpointError, DataError, UsageError, Verific
 from magsd_runtime.pipeline import Pipeline
 from magsd_runtime.preprocessing import preprocess
 from magsd_runtime.verification import preprocessed_sha256, verify_bundle
+from tiny_export import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SCORES = {

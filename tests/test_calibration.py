@@ -29,9 +29,7 @@ def test_softmax_equals_the_definition(logits: np.ndarray, temperature: float) -
     hnp.arrays(np.float32, SHAPES, elements=st.floats(-(2.0**127), 2.0**127, width=32)),
     st.floats(1e-6, 1e6),
 )
-def test_any_finite_logits_give_probabilities_in_the_same_order(
-    logits: np.ndarray, temperature: float
-) -> None:
+def test_any_finite_logits_give_probabilities_in_the_same_order(logits: np.ndarray, temperature: float) -> None:
     result = probabilities(logits, temperature)
     assert np.isfinite(result).all()
     assert result.sum(axis=1) == pytest.approx(np.ones(len(logits)))

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_run import TINY, write_tiny_manifest
 
 from magsd import judging
 from magsd.checkpoint import load_model
@@ -36,6 +35,7 @@ from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.images import read_radiograph
 from magsd_runtime.localization import class_evidence_map, mean_attention_map
 from magsd_runtime.preprocessing import PreprocessingSpec, normalize, preprocess
+from tiny_run import TINY, write_tiny_manifest
 
 
 def predictions(count: int = 24, folds: int = 3, seed: int = 0, unknown: int = 0) -> Predictions:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_export import write_run
 
 from magsd.cli import main
 from magsd_export.commands import export
 from magsd_runtime.errors import RESEARCH_USE, MissingExtraError
+from tiny_export import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -253,6 +253,7 @@ def test_report_is_json_and_says_what_was_used() -> None:
 
 def test_torch_network_gives_arrays_by_name_in_evaluation_mode() -> None:
     import torch
+
     from tiny_export import stand_in
 
     model = stand_in().train()

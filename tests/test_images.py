@@ -176,9 +176,7 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
     assert np.abs(film.pixels - expected).max() <= 0.51
 
     transparency = (b"tRNS", opacity.astype(np.uint8).tobytes())
-    film = read_radiograph(
-        write(tmp_path, "b.png", png_bytes(indices, colour=3, before=(palette, transparency)))
-    )
+    film = read_radiograph(write(tmp_path, "b.png", png_bytes(indices, colour=3, before=(palette, transparency))))
     assert np.abs(film.pixels - expected * opacity[indices] / 255.0).max() <= 1.02
     assert film.source["alpha"] is True
 
@@ -228,9 +226,7 @@ def test_jpeg_equals_pillow_without_chroma_shortcut(tmp_path: Path, mode: str) -
     np.testing.assert_array_equal(film.pixels, np.asarray(Image.open(io.BytesIO(content)).convert("L")))
 
 
-@pytest.mark.parametrize(
-    "compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4", "jpeg"]
-)
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "group4", "jpeg"])
 def test_tiff_compressions(tmp_path: Path, compression: str | None) -> None:
     image = grey().convert("1") if compression == "group4" else grey()
     film = read_radiograph(write(tmp_path, "a.tiff", encoded(image, "TIFF", compression=compression)))
@@ -418,9 +414,7 @@ def test_pillow_settings_are_left_alone_and_few_plugins_are_loaded(tmp_path: Pat
 SEEDS = {
     "png-grey": png_bytes(RAMP % 256),
     "png-16": png_bytes(RAMP * 90, depth=16, before=((b"tRNS", b"\0\5"), (b"eXIf", b"II*\0\x08\0\0\0"))),
-    "png-palette": png_bytes(
-        RAMP % 256, colour=3, before=((b"PLTE", bytes(range(256)) * 3), (b"tRNS", bytes(256)))
-    ),
+    "png-palette": png_bytes(RAMP % 256, colour=3, before=((b"PLTE", bytes(range(256)) * 3), (b"tRNS", bytes(256)))),
     "png-animated": encoded(grey(), "PNG", save_all=True, append_images=[ImageOps.invert(grey())]),
     "jpeg-grey": encoded(grey(), "JPEG"),
     "jpeg-colour": encoded(grey().convert("RGB"), "JPEG", progressive=True, exif=b"Exif\0\0II*\0\x08\0\0\0"),

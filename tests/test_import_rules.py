@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 import tiny_bundle
 
 ROOT = Path(__file__).resolve().parents[1]

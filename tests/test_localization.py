@@ -36,9 +36,7 @@ def spec_of(fit: str, size: int = 32) -> PreprocessingSpec:
 # --- the maps -----------------------------------------------------------------------------------
 
 
-@given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)), elements=UNIT)
-)
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)), elements=UNIT))
 def test_mean_attention_map_equals_loops(attention: np.ndarray) -> None:
     count, height, width = attention.shape
     result = mean_attention_map(attention)
@@ -52,9 +50,7 @@ def test_mean_attention_map_equals_loops(attention: np.ndarray) -> None:
 @given(st.data())
 def test_class_evidence_map_equals_loops(data: st.DataObject) -> None:
     count, classes = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
-    attention = data.draw(
-        hnp.arrays(np.float32, (count, 3, 4), elements=st.just(0.0) | st.floats(0, 1e4, width=32))
-    )
+    attention = data.draw(hnp.arrays(np.float32, (count, 3, 4), elements=st.just(0.0) | st.floats(0, 1e4, width=32)))
     evidence = data.draw(hnp.arrays(np.float32, (classes, count), elements=st.floats(-100, 100, width=32)))
     k = data.draw(st.integers(0, classes - 1))
     expected = np.zeros((3, 4))
@@ -92,9 +88,7 @@ def bilinear_at(heat: np.ndarray, u: Fraction, v: Fraction) -> float:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=UNIT), st.integers(1, 24)
-)
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 8), st.integers(1, 8)), elements=UNIT), st.integers(1, 24))
 def test_upsample_is_bilinear_with_half_pixel_centres(heat: np.ndarray, size: int) -> None:
     result = upsample(heat, size)
     assert result.dtype == np.float32
@@ -122,9 +116,7 @@ def test_scale_to_unit_runs_from_0_to_1_or_is_0(heat: np.ndarray) -> None:
 # --- back to the original -------------------------------------------------------------------------
 
 
-def naive_where(
-    fit: str, width: int, height: int, size: int
-) -> tuple[Fraction, Fraction, Fraction, Fraction]:
+def naive_where(fit: str, width: int, height: int, size: int) -> tuple[Fraction, Fraction, Fraction, Fraction]:
     """left, top, scale_x, scale_y of the square, from the words of PreprocessingSpec.fit alone."""
     if fit == "stretch":
         return Fraction(0), Fraction(0), Fraction(width, size), Fraction(height, size)

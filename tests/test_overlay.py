@@ -236,9 +236,7 @@ LONG = st.text(min_size=1, max_size=120)
     version=LONG,
     status=st.sampled_from(["ok", "review"]),
 )
-def test_any_text_fits_the_panel(
-    names: list[str], path: str, message: str, version: str, status: str
-) -> None:
+def test_any_text_fits_the_panel(names: list[str], path: str, message: str, version: str, status: str) -> None:
     made = prediction(
         status,
         label=names[0],

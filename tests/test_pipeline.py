@@ -9,8 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import tiny_bundle
 
+import tiny_bundle
 from magsd_runtime import pipeline as pipeline_module
 from magsd_runtime.backends import CheckedBackend, open_backend
 from magsd_runtime.bundle import load_bundle
@@ -62,9 +62,7 @@ def test_a_prediction_is_what_its_parts_say(folder: Path, film: Path, radiograph
     """Softmax at the bundle's temperature, the bundle's classes in order, the network's own outputs."""
     import onnxruntime
 
-    session: Any = onnxruntime.InferenceSession(
-        str(folder / "model.onnx"), providers=["CPUExecutionProvider"]
-    )
+    session: Any = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
     image = preprocess(radiograph_pixels, PreprocessingSpec())[np.newaxis]
     logits, attention = session.run(["logits", "attention"], {"image": image})
     exponents = np.exp(logits[0].astype(np.float64) / 2.0)
@@ -146,9 +144,7 @@ def test_the_network_sees_exactly_what_preprocess_gives(
 ) -> None:
     backend = Fixed()
     open_with(folder, backend).predict(film)
-    np.testing.assert_array_equal(
-        backend.seen, preprocess(radiograph_pixels, PreprocessingSpec())[np.newaxis]
-    )
+    np.testing.assert_array_equal(backend.seen, preprocess(radiograph_pixels, PreprocessingSpec())[np.newaxis])
 
 
 def test_heat_only_when_asked_for(folder: Path, film: Path) -> None:
@@ -181,9 +177,7 @@ def test_contrast_that_the_network_never_sees_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(30)])
-def test_a_file_that_cannot_be_read_is_an_error_result(
-    folder: Path, tmp_path: Path, content: bytes | None
-) -> None:
+def test_a_file_that_cannot_be_read_is_an_error_result(folder: Path, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "bad.png"
     if content is not None:
         path.write_bytes(content)
@@ -200,9 +194,7 @@ def test_a_file_that_cannot_be_read_is_an_error_result(
 
 @pytest.mark.parametrize("name", ["logits", "attention", "evidence"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_outputs_that_are_no_numbers_never_become_a_label(
-    folder: Path, film: Path, name: str, value: float
-) -> None:
+def test_outputs_that_are_no_numbers_never_become_a_label(folder: Path, film: Path, name: str, value: float) -> None:
     array = Fixed().outputs[name].copy()
     array.flat[0] = value
     prediction = open_with(folder, Fixed(**{name: array})).predict(film).prediction
@@ -294,9 +286,7 @@ def edit_expected(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("output", ["logits", "attention", "evidence", "embedding"])
 @pytest.mark.parametrize(("factor", "passes"), [(0.5, True), (2.0, False)])
-def test_a_difference_counts_from_the_limit_on(
-    tmp_path: Path, output: str, factor: float, passes: bool
-) -> None:
+def test_a_difference_counts_from_the_limit_on(tmp_path: Path, output: str, factor: float, passes: bool) -> None:
     folder = tiny_bundle.build(tmp_path / "b")
     key = f"ramp/{output}"
     wanted: list[float] = []

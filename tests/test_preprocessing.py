@@ -261,9 +261,7 @@ def test_clahe_raises_the_contrast_of_a_flat_film() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    size=st.sampled_from([32, 96]), seed=st.integers(0, 99), low=st.integers(0, 250), span=st.integers(1, 256)
-)
+@given(size=st.sampled_from([32, 96]), seed=st.integers(0, 99), low=st.integers(0, 250), span=st.integers(1, 256))
 def test_normalize_is_the_z_score(size: int, seed: int, low: int, span: int) -> None:
     high = min(low + span, 256)
     image = np.random.default_rng(seed).integers(low, max(high, low + 1), (size, size)).astype(np.uint8)

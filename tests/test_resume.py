@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import TINY, write_tiny_manifest
 
 import magsd.training
 from magsd.checkpoint import load_checkpoint
 from magsd.config import resolve
 from magsd.distributed import Processes
 from magsd.training import train
+from tiny_run import TINY, write_tiny_manifest
 
 GROUP = Processes(0, 1, torch.device("cpu"))
 

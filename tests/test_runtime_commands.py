@@ -21,10 +21,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import tiny_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny_bundle
 from magsd.cli import main
 from magsd_runtime import commands, hardware
 from magsd_runtime import doctor as doctor_module
@@ -89,9 +89,7 @@ def test_json_gives_one_record_a_line_and_nothing_else(
     assert sorted(films.rglob("*")) == before  # without --out nothing is written
 
 
-def test_people_get_an_aligned_line_a_file(
-    bundle: Path, films: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_people_get_an_aligned_line_a_file(bundle: Path, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.infer([str(films), "--bundle", str(bundle)]) == 3
     captured = capsys.readouterr()
     model, research, header, *rows = captured.out.splitlines()
@@ -276,9 +274,7 @@ def test_a_damaged_bundle_is_exit_4_and_a_missing_backend_6(
 # --- as a process: pipes, signals, terminals ---------------------------------------------------------
 
 
-def magsd(
-    *arguments: str, stdin: int | None = None, stderr: int = subprocess.PIPE
-) -> subprocess.Popen[bytes]:
+def magsd(*arguments: str, stdin: int | None = None, stderr: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "magsd.cli", *arguments],
         env=ENVIRONMENT,
@@ -349,9 +345,7 @@ def test_ctrl_c_is_one_line_and_130(bundle: Path, films: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "bar"), [(1, False), (3, True)])
-def test_a_bar_shows_for_several_files_on_a_terminal_only(
-    bundle: Path, films: Path, count: int, bar: bool
-) -> None:
+def test_a_bar_shows_for_several_files_on_a_terminal_only(bundle: Path, films: Path, count: int, bar: bool) -> None:
     many(films, count)
     paths = [str(films / f"film{index:04}.png") for index in range(count)]
     leader, follower = pty.openpty()

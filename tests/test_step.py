@@ -89,7 +89,14 @@ def test_gradients_pass_by_pass_are_those_of_the_whole_loss(changes: dict, weigh
 
 def test_the_draws_depend_on_every_number_and_on_nothing_else() -> None:
     states = set()
-    for numbers in [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1)]:
+    for numbers in [
+        (0, 0, 0, 0, 0),
+        (1, 0, 0, 0, 0),
+        (0, 1, 0, 0, 0),
+        (0, 0, 1, 0, 0),
+        (0, 0, 0, 1, 0),
+        (0, 0, 0, 0, 1),
+    ]:
         first, again = (torch.rand(4, generator=draw_generator(CPU, *numbers)) for _ in range(2))
         assert torch.equal(first, again)
         states.add(tuple(first.tolist()))

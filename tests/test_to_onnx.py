@@ -18,7 +18,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from tiny_export import StandIn, stand_in
 
 from magsd.models import MANet
 from magsd_export.to_onnx import check_onnx, export_onnx, model_metadata
@@ -26,6 +25,7 @@ from magsd_runtime._version import __version__
 from magsd_runtime.bundle import OUTPUT_NAMES
 from magsd_runtime.errors import RESEARCH_USE, MagsdError
 from magsd_runtime.preprocessing import PreprocessingSpec
+from tiny_export import StandIn, stand_in
 
 SPEC = PreprocessingSpec(size=64)
 CLASSES = ("covid-19", "normal", "pneumonie é")

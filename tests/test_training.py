@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_run import TINY, write_tiny_manifest
 
 from magsd.checkpoint import load_checkpoint, load_model
 from magsd.config import TrainingConfig, resolve
@@ -21,6 +20,7 @@ from magsd.folds import Split
 from magsd.run_folder import locked, resumed_config
 from magsd.training import FoldData, epoch_batches, learning_rate, train
 from magsd_runtime.errors import BackendUnavailableError, CheckpointError, UsageError
+from tiny_run import TINY, write_tiny_manifest
 
 GROUP = Processes(0, 1, torch.device("cpu"))
 

@@ -51,9 +51,7 @@ def write_network(path: Path, n_classes: int, size: int, seed: int = 0) -> None:
     nodes = [
         helper.make_node("Abs", ["image"], ["magnitude"]),
         helper.make_node("Concat", ["magnitude", "image"], ["both"], axis=1),
-        helper.make_node(
-            "AveragePool", ["both"], ["blocks"], kernel_shape=[block, block], strides=[block, block]
-        ),
+        helper.make_node("AveragePool", ["both"], ["blocks"], kernel_shape=[block, block], strides=[block, block]),
         helper.make_node("Conv", ["blocks", "A", "a"], ["raw_attention"]),
         helper.make_node("Relu", ["raw_attention"], ["attention"]),
         helper.make_node("Conv", ["blocks", "F", "f"], ["raw_features"]),

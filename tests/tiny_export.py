@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tiny_run import TINY, write_tiny_manifest
 from torch import Tensor, nn
 
 from magsd.checkpoint import CheckpointInfo, save_checkpoint
@@ -15,6 +14,7 @@ from magsd.data import read_manifest
 from magsd.folds import make_folds
 from magsd.models import build_model
 from magsd.run_folder import data_facts
+from tiny_run import TINY, write_tiny_manifest
 
 
 class Outputs(NamedTuple):

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 _BACKENDS = ("auto", "cpu", "cuda")  # as backends.BACKENDS, which --help need not import
 _NO_BUNDLE = (
-    "no bundle: name one with --bundle DIR or in MAGSD_BUNDLE; "
-    "magsd train and then magsd export RUN --out DIR make one"
+    "no bundle: name one with --bundle DIR or in MAGSD_BUNDLE; magsd train and then magsd export RUN --out DIR make one"
 )
 _FAULTS = ("fault", "overlay_failed")  # of magsd, not of the image
 _WIDEST_PATH = 48
@@ -36,13 +35,9 @@ def infer(argv: list[str]) -> int:
         description="Class, probabilities and where the network looked, for each image. " + RESEARCH_USE,
         epilog="Exit code 3: at least one image was unreadable or rejected; the others were done.",
     )
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help="image, folder or glob; - reads a list on stdin"
-    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder or glob; - reads a list on stdin")
     parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: $MAGSD_BUNDLE)")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here"
-    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here")
     parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     _add_backend(parser)
@@ -72,8 +67,7 @@ def verify(argv: list[str]) -> int:
     """``magsd verify``: prove on this machine that a bundle computes what it should."""
     parser = argparse.ArgumentParser(
         prog="magsd verify",
-        description="Prove on this machine that a bundle computes what it computed where it was made. "
-        + RESEARCH_USE,
+        description="Prove on this machine that a bundle computes what it computed where it was made. " + RESEARCH_USE,
         epilog="Exit code 4: a file is damaged; 5: the outputs differ by more than is allowed.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that magsd export wrote")
@@ -131,9 +125,7 @@ def _find(paths: Sequence[str]) -> list[Path]:
     for path in paths:
         images = find_images([path])
         if not images:
-            what = (
-                "the list on stdin is empty" if path == "-" else f"{path}: holds no PNG, JPEG or TIFF image"
-            )
+            what = "the list on stdin is empty" if path == "-" else f"{path}: holds no PNG, JPEG or TIFF image"
             if len(paths) == 1:
                 raise UsageError(what)
             print(f"magsd infer: {what}", file=sys.stderr)
@@ -170,9 +162,7 @@ def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> 
         raise UsageError(f"--out {out}: no folder can be made there ({error.strerror})") from error
     there = os.path.realpath(out)
     is_out = {parent: os.path.realpath(parent) == there for parent in {path.parent for path in images}}
-    overwritten = {f"{name}_overlay.png" for name in names} & {
-        path.name for path in images if is_out[path.parent]
-    }
+    overwritten = {f"{name}_overlay.png" for name in names} & {path.name for path in images if is_out[path.parent]}
     if overwritten:
         raise UsageError(f"--out {out}: {min(overwritten)} there is one of the images, choose another folder")
 
@@ -185,9 +175,7 @@ def _run(
     output: _Output | None,
 ) -> int:
     """One image after the other, each shown as soon as it is done; nothing is kept of it but its status."""
-    if hasattr(
-        sys.stdout, "reconfigure"
-    ):  # a class or file name that the terminal cannot show must not stop us
+    if hasattr(sys.stdout, "reconfigure"):  # a class or file name that the terminal cannot show must not stop us
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     statuses: Counter[str] = Counter()
     fault = False
@@ -233,9 +221,7 @@ class _Output:
             prediction = replace(prediction, files={**files, "json": _text(target)})
             write_json(target, prediction.to_dict())
         except OSError as error:
-            raise UsageError(
-                f"--out {self.folder}: cannot write there ({error.strerror or error})"
-            ) from error
+            raise UsageError(f"--out {self.folder}: cannot write there ({error.strerror or error})") from error
         return prediction
 
 
@@ -272,9 +258,7 @@ class _Table:
         self._path = min(_WIDEST_PATH, max(4, *(len(_printable(str(path))) for path in images)))
         self._label = max(5, *map(len, pipeline.bundle.classes))
         backend, bundle = pipeline.backend, pipeline.bundle
-        self._model = (
-            f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"
-        )
+        self._model = f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"
 
     def header(self) -> str:
         columns = self._row("file", "label", "probability", "findings", "status")

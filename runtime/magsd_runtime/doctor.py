@@ -70,8 +70,7 @@ def format_report(report: dict[str, Any]) -> str:
         ("system", report["os"]),
         (
             "CPU",
-            f"{cpu['model'] or 'unknown'} ({cpu['architecture']}), "
-            f"{cpu['usable_cores']} of {cpu['cores']} cores",
+            f"{cpu['model'] or 'unknown'} ({cpu['architecture']}), {cpu['usable_cores']} of {cpu['cores']} cores",
         ),
         ("", "instruction sets: " + ("unknown" if sets is None else ", ".join(sets) or "none that matter")),
         ("memory", f"{_gib(memory['total'])}, {_gib(memory['available'])} free"),
@@ -120,9 +119,7 @@ def _backend() -> tuple[list[str], dict[str, str | None]]:
     return providers, {"name": choice.name, "reason": choice.reason}
 
 
-def _missing(
-    libraries: dict[str, str | None], gpu: dict[str, Any], providers: list[str]
-) -> list[dict[str, str]]:
+def _missing(libraries: dict[str, str | None], gpu: dict[str, Any], providers: list[str]) -> list[dict[str, str]]:
     missing = []
     plain, with_cuda = libraries["ONNX Runtime"], libraries["ONNX Runtime GPU"]
     if plain and with_cuda:
@@ -147,9 +144,7 @@ def _missing(
             {
                 "what": "ONNX Runtime",
                 "why": "running a model",
-                "command": "pip install 'magsd[cpu]'"
-                if not plain
-                else "pip install --force-reinstall 'magsd[cpu]'",
+                "command": "pip install 'magsd[cpu]'" if not plain else "pip install --force-reinstall 'magsd[cpu]'",
             }
         )
     absent = [name for name in _TRAIN if _version(name) is None]

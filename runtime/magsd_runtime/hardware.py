@@ -61,9 +61,7 @@ def memory() -> dict[str, int | None]:
     total = available = None
     text = _read("/proc/meminfo")
     if text is not None:
-        values = {
-            name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)
-        }
+        values = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+):\s+(\d+) kB", text, re.MULTILINE)}
         total, available = values.get("MemTotal"), values.get("MemAvailable")
         limit, used = _container_memory()
         if limit is not None and total is not None and limit < total:

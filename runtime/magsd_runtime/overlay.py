@@ -57,9 +57,7 @@ _STATUS = {
 }
 
 
-def draw_overlay(
-    radiograph: Radiograph, heat: NDArray[np.float32] | None, prediction: Prediction
-) -> NDArray[np.uint8]:
+def draw_overlay(radiograph: Radiograph, heat: NDArray[np.float32] | None, prediction: Prediction) -> NDArray[np.uint8]:
     """Draw film, heat, boxes and result: uint8 (h, w, 3), RGB.
 
     ``heat`` is (H, W) in 0 to 1, in the radiograph's pixels, or None to draw none. The film's long
@@ -118,9 +116,7 @@ def _resize(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     if image.shape == (height, width):
         return image
     shrinks = width < image.shape[1]
-    return np.asarray(
-        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    )
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
 
 
 def _colour_film(film: NDArray[np.uint8], heat: NDArray[np.float32] | None, out: NDArray[np.uint8]) -> None:
@@ -234,9 +230,7 @@ def _result_rows(prediction: Prediction) -> list[_Row]:
         return []
     rows = _text_rows("RESULT OF THE NETWORK", 14, _MUTED, 1)
     one_line = _fitting(_drawable(prediction.label), 32, PANEL_WIDTH - 2 * MARGIN) >= len(prediction.label)
-    rows += (
-        _text_rows(prediction.label, 32, _TEXT, 1) if one_line else _text_rows(prediction.label, 22, _TEXT, 4)
-    )
+    rows += _text_rows(prediction.label, 32, _TEXT, 1) if one_line else _text_rows(prediction.label, 22, _TEXT, 4)
     rows += [*_text_rows(f"probability {_percent(prediction.probability)}", 20, _TEXT, 1), _space(16)]
     by_probability = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
     for name, probability in by_probability:

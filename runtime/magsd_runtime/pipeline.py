@@ -91,9 +91,7 @@ class Pipeline:
             reason = Reason("fault", f"{type(error).__name__}: {message} (MAGSD_TRACEBACK=1 shows where)")
         return self._not_judged(path, radiograph, clock, "error", reason)
 
-    def _judge(
-        self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool
-    ) -> Result:
+    def _judge(self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool) -> Result:
         bundle, spec = self.bundle, self.bundle.preprocessing
         standardized = standardize(radiograph.pixels, spec)
         # Standardizing can even out what little contrast there was, or crop it away
@@ -114,9 +112,7 @@ class Pipeline:
         probability = probabilities(outputs["logits"], bundle.temperature)[0]
         best = int(outputs["logits"][0].argmax())
 
-        coarse = localization_map(
-            bundle.localization["map"], outputs["attention"][0], outputs["evidence"][0], best
-        )
+        coarse = localization_map(bundle.localization["map"], outputs["attention"][0], outputs["evidence"][0], best)
         square = scale_to_unit(upsample(coarse, spec.size))
         size = (radiograph.width, radiograph.height)
         found = findings(square, float(bundle.localization["threshold"]), *size, spec)

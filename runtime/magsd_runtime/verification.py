@@ -219,9 +219,7 @@ def _read_expected(bundle: Bundle) -> tuple[dict[str, dict[str, str]], dict[str,
     for name, facts in expected.items():
         wanted = [f"{name}/{output}" for output in OUTPUT_NAMES]
         if not isinstance(facts, dict) or not {"preprocessed_sha256", "label"} <= set(facts):
-            raise BundleError(
-                f"{folder / 'expected.json'}: {name} has no preprocessed_sha256 and label: {_REMEDY}"
-            )
+            raise BundleError(f"{folder / 'expected.json'}: {name} has no preprocessed_sha256 and label: {_REMEDY}")
         for key in wanted:
             if key not in arrays or arrays[key].size == 0 or not np.isfinite(arrays[key]).all():
                 raise BundleError(f"{folder / 'expected.npz'}: {key} is missing or not finite: {_REMEDY}")

@@ -92,16 +92,12 @@ def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = No
     from .onnx_runtime import OnnxRuntimeBackend
 
     if name != "auto":
-        return CheckedBackend(
-            OnnxRuntimeBackend(bundle, name, threads=threads), bundle, f"{name} was asked for"
-        )
+        return CheckedBackend(OnnxRuntimeBackend(bundle, name, threads=threads), bundle, f"{name} was asked for")
     choice = choose_backend()
     reason = choice.reason
     if choice.name != "cpu":
         try:
-            return CheckedBackend(
-                OnnxRuntimeBackend(bundle, choice.name, threads=threads), bundle, choice.reason
-            )
+            return CheckedBackend(OnnxRuntimeBackend(bundle, choice.name, threads=threads), bundle, choice.reason)
         except BackendUnavailableError as error:
             reason = str(error)
     return CheckedBackend(OnnxRuntimeBackend(bundle, "cpu", threads=threads), bundle, reason)
@@ -130,8 +126,7 @@ class CheckedBackend:
         shape = (1, self._size, self._size)
         if images.dtype != np.float32 or images.shape[1:] != shape or images.ndim != 4 or not len(images):
             raise ValueError(
-                f"{INPUT_NAME} is {images.dtype} {images.shape}: "
-                f"expected float32 (N, 1, S, S) with S = {self._size}"
+                f"{INPUT_NAME} is {images.dtype} {images.shape}: expected float32 (N, 1, S, S) with S = {self._size}"
             )
         outputs = self._inner.run(np.ascontiguousarray(images))
         self._check(outputs, len(images))

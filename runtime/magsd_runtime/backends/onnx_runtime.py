@@ -97,9 +97,7 @@ def _load_cuda_libraries(ort: Any) -> None:
 
 
 def _cuda_failed(reason: str) -> str:
-    return (
-        f"backend cuda: {reason}: magsd doctor says what this machine has; --backend cpu works without a GPU"
-    )
+    return f"backend cuda: {reason}: magsd doctor says what this machine has; --backend cpu works without a GPU"
 
 
 def _one_line(error: Exception) -> str:
