@@ -8,6 +8,12 @@ from collections.abc import Callable
 Update = Callable[[int, int], None]
 """Called with (done, total)."""
 
+Progress = Callable[[str], Update | None]
+"""Called with what is being done; returns how to show its progress, or None."""
+
+Report = Callable[[str], None]
+"""Called with a line for the user."""
+
 
 def bar(text: str) -> Update:
     """A bar on a terminal; elsewhere one line when all is done."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import magsd.training
+import magsd.fold_training
 from magsd.checkpoint import load_checkpoint
 from magsd.config import resolve
 from magsd.distributed import Processes
@@ -66,8 +66,8 @@ def test_stopped_at_every_step_within_epochs(tmp_path: Path, monkeypatch: pytest
     train(config, tmp_path / "whole", GROUP, fold=0)
 
     # a checkpoint after every step, and a stop before every second one
-    monkeypatch.setattr(magsd.training, "CHECKPOINT_SECONDS", -1.0)
-    real, calls = magsd.training.draw_generator, [0]
+    monkeypatch.setattr(magsd.fold_training, "CHECKPOINT_SECONDS", -1.0)
+    real, calls = magsd.fold_training.draw_generator, [0]
 
     def stopping(*arguments: object) -> torch.Generator:
         calls[0] += 1
@@ -75,7 +75,7 @@ def test_stopped_at_every_step_within_epochs(tmp_path: Path, monkeypatch: pytest
             raise Killed
         return real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(magsd.training, "draw_generator", stopping)
+    monkeypatch.setattr(magsd.fold_training, "draw_generator", stopping)
     stops = 0
     while True:
         try:

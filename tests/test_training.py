@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from magsd.checkpoint import load_checkpoint, load_model
 from magsd.config import TrainingConfig, resolve
 from magsd.distributed import Processes, choose_device
-from magsd.folds import Split
 from magsd.run_folder import locked, resumed_config
-from magsd.training import FoldData, epoch_batches, learning_rate, train
+from magsd.schedule import epoch_batches, learning_rate
+from magsd.training import train
 from magsd_runtime.errors import BackendUnavailableError, CheckpointError, UsageError
 from tiny_run import TINY, write_tiny_manifest
 
@@ -32,12 +32,6 @@ def tiny(tmp_path: Path, *, patients: int = 24, **changes: object) -> TrainingCo
     return resolve({**TINY, "data": str(manifest), **changes})
 
 
-def fold_data(train: np.ndarray, labels: list[int]) -> FoldData:
-    empty = np.zeros(0, np.int64)
-    split = Split(train, empty, empty)
-    return FoldData(torch.zeros(0), torch.tensor(labels), split, torch.zeros(0), ("a", "b"), {})
-
-
 @given(
     images=st.integers(1, 60), batch=st.integers(1, 16), epoch=st.integers(0, 5), world=st.integers(1, 4)
 )  # fmt: skip
@@ -46,20 +40,20 @@ def test_an_epoch_takes_every_image_and_fills_only_the_last_batch(
 ) -> None:
     config = resolve({**TINY, "batch_size": batch})
     indices = np.arange(100, 100 + images)
-    batches = epoch_batches(config, fold_data(indices, [0] * 200), epoch, world)
+    batches = epoch_batches(config, indices, torch.zeros(200, dtype=torch.int64), epoch, world)
     flat = np.concatenate(batches)
     assert sorted(set(flat)) == list(indices)
     assert all(len(b) == batch for b in batches[:-1])
     assert len(batches[-1]) % world == 0
     assert len(flat) - images < world
-    again = epoch_batches(config, fold_data(indices, [0] * 200), epoch, world)
+    again = epoch_batches(config, indices, torch.zeros(200, dtype=torch.int64), epoch, world)
     assert all(np.array_equal(a, b) for a, b in zip(batches, again, strict=True))
 
 
 def test_balanced_sampling_draws_every_class_equally_often() -> None:
-    labels = [0] * 950 + [1] * 50
+    labels = torch.tensor([0] * 950 + [1] * 50)
     config = resolve({**TINY, "sampling": "balanced", "batch_size": 1000})
-    drawn = np.concatenate([epoch_batches(config, fold_data(np.arange(1000), labels), e)[0] for e in range(10)])
+    drawn = np.concatenate([epoch_batches(config, np.arange(1000), labels, e)[0] for e in range(10)])
     assert 0.45 < np.mean(drawn >= 950) < 0.55
 
 

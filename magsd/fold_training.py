@@ -1,0 +1,312 @@
+"""One fold: its epochs, its validation, its checkpoints, and how it goes on after a kill.
+
+Everything random is drawn from (seed, fold, epoch, step, rank), so a run that was killed and resumed
+takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from magsd_runtime.errors import CheckpointError
+
+from .checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, save_weights
+from .config import TrainingConfig
+from .distributed import Processes
+from .folds import Split
+from .metrics import roc_auc_macro
+from .progress import Progress, Report, Update, no_bar, silent
+from .run_folder import LOG_COLUMNS, tensorboard_writer, write_log
+from .schedule import epoch_batches, learning_rate
+from .step import draw_generator, training_step, wrap
+
+CHECKPOINT_SECONDS = 120.0
+"""Seconds after which an epoch that still runs is saved in between."""
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """One trained fold: its folder, the chosen epoch and the validation scores that chose it."""
+
+    fold: int
+    folder: Path
+    epoch: int
+    validation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FoldData:
+    """What one fold trains on. ``images`` is uint8 (N, 1, S, S) on the training device or in host memory."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    split: Split
+    validation_images: torch.Tensor  # float32 (V, 1, S, S), normalized as in the runtime
+    classes: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+def train_fold(
+    config: TrainingConfig,
+    folder: Path,
+    fold: int,
+    initial_model: nn.Module,
+    data: FoldData,
+    group: Processes,
+    report: Report = silent,
+    progress: Progress = no_bar,
+) -> FoldResult:
+    """Train one fold from its last checkpoint, or from ``initial_model``; nothing to do if it is complete."""
+    model = copy.deepcopy(initial_model)
+    resuming = (folder / "last.pt").is_file()
+    model.to(group.device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=config.learning_rate, momentum=config.momentum,
+        weight_decay=config.weight_decay, nesterov=config.nesterov,
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
+    state = State()
+    if resuming:
+        state = _restore(folder / "last.pt", data, model, optimizer, scaler, group)
+    class_weights = _class_weights(config, data)
+    if class_weights is not None:
+        class_weights = class_weights.to(group.device)
+    network = wrap(model, group)
+    trainer = _Fold(config, folder, fold, data, group, model, network, class_weights, optimizer, scaler)
+    writer = tensorboard_writer(folder, len(state.history)) if group.is_main else None
+    if group.is_main and state.history:
+        write_log(folder, state.history)
+    if group.is_main and 0 < state.epoch < config.epochs:
+        report(f"fold {fold}: resuming at epoch {state.epoch + 1} of {config.epochs}, step {state.step}")
+    while state.epoch < config.epochs:
+        state = trainer.epoch(state, progress(f"fold {fold} epoch {state.epoch + 1}"))
+        row = state.history[-1]
+        if group.is_main:
+            write_log(folder, state.history)
+            if writer is not None:
+                for name in LOG_COLUMNS[1:7]:
+                    if row[name] is not None:
+                        writer.add_scalar(name, row[name], row["epoch"])
+                writer.flush()
+            report(_epoch_line(fold, config, row))
+    if writer is not None:
+        writer.close()
+    group.barrier()
+    best = next(row for row in state.history if row["epoch"] == state.best_epoch)
+    scores = {name: best[f"validation_{name}"] for name in ("loss", "accuracy", "auc")}
+    return FoldResult(fold, folder, state.best_epoch, scores)
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a fold stands: ``step`` steps of epoch ``epoch`` (counted from 0) are done."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    history: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Fold:
+    config: TrainingConfig
+    folder: Path
+    fold: int
+    data: FoldData
+    group: Processes
+    model: nn.Module
+    network: nn.Module  # the model, or its wrapper that averages gradients
+    class_weights: torch.Tensor | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def epoch(self, state: State, bar: Update | None) -> State:
+        """The rest of one epoch, its validation and its checkpoints."""
+        config, group, device = self.config, self.group, self.group.device
+        batches = epoch_batches(config, self.data.split.train, self.data.labels, state.epoch, group.world_size)
+        self.model.train()
+        sums = torch.tensor([state.loss_sum, state.correct], dtype=torch.float64, device=device)
+        started = saved = time.monotonic()
+        for step in range(state.step, len(batches)):
+            share = torch.from_numpy(batches[step][group.rank :: group.world_size])
+            images = self.data.images[share].to(device, non_blocking=True)
+            labels = self.data.labels[share].to(device, non_blocking=True)
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = learning_rate(config, state.epoch + step / len(batches))
+            generator = draw_generator(device, config.seed, self.fold, state.epoch, step, group.rank)
+            # dropout and stochastic depth of a backbone draw from the global generator
+            torch.manual_seed(generator.initial_seed())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, correct = training_step(
+                self.network, images, labels, generator, config,
+                class_weights=self.class_weights, backward=lambda term: self.scaler.scale(term).backward(),
+            )  # fmt: skip
+            if config.gradient_clip > 0:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            # sums stay on the device: reading them here would make the host wait at every step
+            sums += torch.stack([loss.double() * len(share), correct.double()])
+            if bar is not None:
+                bar(step + 1, len(batches))
+            now = time.monotonic()
+            if now - saved > CHECKPOINT_SECONDS and step + 1 < len(batches) and group.world_size == 1:
+                loss_sum, correct_sum = sums.tolist()
+                middle = replace(
+                    state, step=step + 1, loss_sum=loss_sum, correct=correct_sum,
+                    seconds=state.seconds + now - started,
+                )  # fmt: skip
+                self._save_last(middle)
+                saved = now
+        group.average_([sums])
+        loss_sum, correct_sum = sums.tolist()
+        seconds = state.seconds + time.monotonic() - started
+        return self._finish(state, batches, loss_sum, correct_sum, seconds)
+
+    def _finish(
+        self, state: State, batches: list[NDArray[np.int64]], loss_sum: float, correct: float, seconds: float
+    ) -> State:
+        config, group = self.config, self.group
+        images = sum(len(batch) for batch in batches)
+        if not math.isfinite(loss_sum):
+            raise CheckpointError(
+                f"the loss of fold {self.fold} is no longer finite in epoch {state.epoch + 1}: "
+                "lower --learning-rate, or use --precision fp32 or --gradient-clip 1; earlier checkpoints are kept"
+            )
+        # each process normalized by its own batches: the model that is judged and saved has their mean
+        group.average_([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
+        scores = validate(self.model, self.data, self.group.device, config.batch_size)
+        score = _score(config, scores)
+        improved = score > state.best_score
+        row = {
+            "epoch": state.epoch + 1,
+            "learning_rate": learning_rate(config, float(state.epoch)),
+            "train_loss": loss_sum / images * group.world_size,
+            "train_accuracy": correct / images * group.world_size,
+            "validation_loss": scores["loss"],
+            "validation_accuracy": scores["accuracy"],
+            "validation_auc": scores["auc"],
+            "best": int(improved),
+            "images_per_second": images / seconds,
+            "seconds": seconds,
+        }
+        after = State(
+            epoch=state.epoch + 1,
+            best_epoch=state.epoch + 1 if improved else state.best_epoch,
+            best_score=score if improved else state.best_score,
+            history=(*state.history, row),
+        )
+        if group.is_main:
+            if improved:
+                info = self._info(after.best_epoch, scores)
+                save_checkpoint(self.folder / "best.pt", info, self.model)
+                save_weights(self.folder / "best.safetensors", info, self.model)
+            self._save_last(after)
+        group.barrier()
+        return after
+
+    def _info(self, epoch: int, scores: dict[str, Any]) -> CheckpointInfo:
+        return CheckpointInfo(
+            self.data.classes,
+            self.config.preprocessing(),
+            self.config,
+            self.fold,
+            epoch,
+            scores,
+            self.data.facts,
+        )
+
+    def _save_last(self, state: State) -> None:
+        position = {
+            "epoch": state.epoch, "step": state.step, "loss_sum": state.loss_sum, "correct": state.correct,
+            "seconds": state.seconds, "best_epoch": state.best_epoch, "best_score": list(state.best_score),
+            "history": [dict(row) for row in state.history],
+        }  # fmt: skip
+        save_checkpoint(
+            self.folder / "last.pt", self._info(state.epoch, {}), self.model,
+            optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), position=position,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def validate(model: nn.Module, data: FoldData, device: torch.device, batch_size: int) -> dict[str, Any]:
+    """Cross entropy, accuracy and macro ROC AUC (None if undefined) on the validation part."""
+    model.eval()
+    logits = torch.cat(
+        [model(batch.to(device)).logits.float().cpu() for batch in data.validation_images.split(batch_size)]
+    )
+    labels = data.labels[torch.from_numpy(data.split.validation)]
+    probabilities = torch.softmax(logits.double(), dim=1).numpy()
+    return {
+        "loss": float(nn.functional.cross_entropy(logits.double(), labels)),
+        "accuracy": float((logits.argmax(1) == labels).double().mean()),
+        "auc": roc_auc_macro(labels=labels.numpy(), probabilities=probabilities),
+    }
+
+
+def _score(config: TrainingConfig, scores: dict[str, Any]) -> tuple[float, float]:
+    """Higher is better; equal scores are decided by the loss. Without an AUC the accuracy stands in."""
+    loss = -scores["loss"]
+    if config.select == "loss":
+        return (loss, loss)
+    if config.select == "accuracy" or scores["auc"] is None:
+        return (scores["accuracy"], loss)
+    return (scores["auc"], loss)
+
+
+def _restore(
+    path: Path, data: FoldData, model: nn.Module,
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, group: Processes,
+) -> State:  # fmt: skip
+    content, info = load_checkpoint(path, group.device)
+    if info.data["digest"] != data.facts["digest"] or info.classes != data.classes:
+        raise CheckpointError(f"{path} was trained on other data than this manifest: use another --out")
+    try:
+        model.load_state_dict(content["model"])
+        optimizer.load_state_dict(content["optimizer"])
+        scaler.load_state_dict(content["scaler"])
+        position = content["position"]
+        return State(
+            **{
+                **position,
+                "best_score": tuple(position["best_score"]),
+                "history": tuple(position["history"]),
+            }
+        )
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {str(error)[:200]}") from error
+
+
+def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | None:
+    if config.class_weights == "none":
+        return None
+    counts = np.bincount(data.labels.numpy()[data.split.train], minlength=len(data.classes))
+    return torch.from_numpy((counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32))
+
+
+def _epoch_line(fold: int, config: TrainingConfig, row: dict[str, Any]) -> str:
+    auc = "-" if row["validation_auc"] is None else f"{row['validation_auc']:.4f}"
+    return (
+        f"fold {fold}  epoch {row['epoch']:>3}/{config.epochs}  loss {row['train_loss']:.4f}  "
+        f"accuracy {row['train_accuracy']:.3f}  | validation loss {row['validation_loss']:.4f}  "
+        f"accuracy {row['validation_accuracy']:.3f}  auc {auc}{' *' if row['best'] else '  '}  "
+        f"{row['images_per_second']:.1f} images/s"
+    )
