@@ -14,14 +14,13 @@ MAGSD  := $(BIN)/magsd
 
 demo: $(VENV)/installed
 	@$(MAGSD) --version
-	@if [ "$(DATA)" = "$(OUT)/phantoms/manifest.csv" ]; then $(MAGSD) phantoms --out $(OUT)/phantoms --keep; fi
+	@if [ "$(DATA)" = "$(OUT)/phantoms/manifest.csv" ]; then $(MAGSD) phantoms --out $(OUT)/phantoms --count 150 --keep; fi
 	$(MAGSD) train --data $(DATA) --out $(OUT)/run --resume --fold 0 --epochs $(EPOCHS) \
-	    --backbone tf_efficientnet_lite0 --batch-size 16
+	    --backbone tf_efficientnet_lite0 --size 160 --batch-size 16 --schedule cosine
 	$(MAGSD) evaluate $(OUT)/run --data $(DATA) --out $(OUT)/report --force
-	$(MAGSD) export $(OUT)/run --out $(OUT)/bundle --force
+	$(MAGSD) export $(OUT)/run --out $(OUT)/bundle --evaluation $(OUT)/report --force
 	$(MAGSD) verify $(OUT)/bundle
-	$(BIN)/python benchmarks/test_images.py $(OUT)/report/predictions.csv --limit 8 \
-	    | $(MAGSD) infer - --bundle $(OUT)/bundle --out $(OUT)/results
+	cut -d, -f1 $(OUT)/report/predictions.csv | sed -n 2,9p | $(MAGSD) infer - --bundle $(OUT)/bundle --out $(OUT)/results
 	@echo
 	@echo "Look at $(OUT)/report/report.html and the overlays in $(OUT)/results"
 
