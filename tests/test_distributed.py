@@ -59,8 +59,10 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (8, 1, 64, 64), dtype=torch.uint8)
     training_step(model, images, torch.arange(8) % 2, torch.Generator(), config)
     two = torch.load(tmp_path / "two.pt", weights_only=True)
+    largest = max(float(gradient.abs().max()) for gradient in two)
     for (name, parameter), other in zip(model.named_parameters(), two, strict=True):
-        torch.testing.assert_close(parameter.grad, other, rtol=1e-3, atol=1e-5, msg=name)
+        # float32 sums in another order: what cancels leaves rounding of the size of what was summed
+        torch.testing.assert_close(parameter.grad, other, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
 def test_the_whole_training_under_torchrun_and_its_resume(tmp_path: Path) -> None:
