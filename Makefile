@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo
 DATA   ?= $(OUT)/phantoms/manifest.csv
-EPOCHS ?= 10
+EPOCHS ?= 12
 BIN    := $(VENV)/bin
 MAGSD  := $(BIN)/magsd
 
