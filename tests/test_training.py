@@ -124,6 +124,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
             "clahe_clip": 0.0,
             "channels_last": False,
         },
+        {"precision": "fp16", "gradient_clip": 0.5},
         {"select": "accuracy", "fit": "crop", "attention_augmentation": ("dimming", "patching")},
     ],
 )
