@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from magsd_runtime.errors import CheckpointError
+from magsd_runtime.errors import CheckpointError, UsageError
 
 from .checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, save_weights
 from .config import TrainingConfig
@@ -170,6 +170,7 @@ class _Fold:
             now = time.monotonic()
             if now - saved > CHECKPOINT_SECONDS and step + 1 < len(batches) and group.world_size == 1:
                 loss_sum, correct_sum = sums.tolist()
+                self._require_finite(loss_sum, state)
                 middle = replace(
                     state, step=step + 1, loss_sum=loss_sum, correct=correct_sum,
                     seconds=state.seconds + now - started,
@@ -186,11 +187,7 @@ class _Fold:
     ) -> State:
         config, group = self.config, self.group
         images = sum(len(batch) for batch in batches)
-        if not math.isfinite(loss_sum):
-            raise CheckpointError(
-                f"the loss of fold {self.fold} is no longer finite in epoch {state.epoch + 1}: "
-                "lower --learning-rate, or use --precision fp32 or --gradient-clip 1; earlier checkpoints are kept"
-            )
+        self._require_finite(loss_sum, state)
         # each process normalized by its own batches: the model that is judged and saved has their mean
         group.average_([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
         scores = validate(self.model, self.data, self.group.device, config.batch_size)
@@ -222,6 +219,14 @@ class _Fold:
             self._save_last(after)
         group.barrier()
         return after
+
+    def _require_finite(self, loss_sum: float, state: State) -> None:
+        """Before anything is saved: a checkpoint never holds weights that are lost."""
+        if not math.isfinite(loss_sum):
+            raise UsageError(
+                f"the loss of fold {self.fold} is no longer finite in epoch {state.epoch + 1}: "
+                "lower --learning-rate, or use --precision fp32 or --gradient-clip 1; earlier checkpoints are kept"
+            )
 
     def _info(self, epoch: int, scores: dict[str, Any]) -> CheckpointInfo:
         return CheckpointInfo(

@@ -169,8 +169,20 @@ def test_a_fold_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_loss_that_explodes_stops_the_run_and_keeps_the_checkpoints(tmp_path: Path) -> None:
     config = tiny(tmp_path, epochs=4, learning_rate=1e30)
-    with pytest.raises(CheckpointError, match="no longer finite"):
+    with pytest.raises(UsageError, match="no longer finite"):
         train(config, tmp_path / "run", GROUP, fold=0)
+    last = tmp_path / "run" / "fold0" / "last.pt"
+    if last.exists():
+        assert all(torch.isfinite(value).all() for value in load_checkpoint(last)[0]["model"].values())
+
+
+def test_a_run_whose_data_have_moved_goes_on(tmp_path: Path) -> None:
+    train(tiny(tmp_path, epochs=1), tmp_path / "run", GROUP, fold=0)
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "data").rename(moved)
+    config = resumed_config(tmp_path / "run", {"data": str(moved / "manifest.csv")})
+    [result] = train(config, tmp_path / "run", GROUP, fold=0, resume=True)
+    assert result.epoch == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
