@@ -4,8 +4,13 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+# your own images get a folder of their own: a run belongs to one manifest
+ifdef DATA
+OUT    ?= demo-data
+else
 OUT    ?= demo
-DATA   ?= $(OUT)/phantoms/manifest.csv
+DATA   := $(OUT)/phantoms/manifest.csv
+endif
 EPOCHS ?= 12
 BIN    := $(VENV)/bin
 MAGSD  := $(BIN)/magsd
@@ -15,12 +20,13 @@ MAGSD  := $(BIN)/magsd
 demo: $(VENV)/installed
 	@$(MAGSD) --version
 	@if [ "$(DATA)" = "$(OUT)/phantoms/manifest.csv" ]; then $(MAGSD) phantoms --out $(OUT)/phantoms --count 150 --keep; fi
-	$(MAGSD) train --data $(DATA) --out $(OUT)/run --resume --fold 0 --epochs $(EPOCHS) \
+	$(MAGSD) train --data "$(DATA)" --out $(OUT)/run --resume --fold 0 --epochs $(EPOCHS) \
 	    --backbone tf_efficientnet_lite0 --size 160 --batch-size 16 --schedule cosine
-	$(MAGSD) evaluate $(OUT)/run --data $(DATA) --out $(OUT)/report --force
+	$(MAGSD) evaluate $(OUT)/run --data "$(DATA)" --out $(OUT)/report --force
 	$(MAGSD) export $(OUT)/run --out $(OUT)/bundle --evaluation $(OUT)/report --force
 	$(MAGSD) verify $(OUT)/bundle
-	cut -d, -f1 $(OUT)/report/predictions.csv | sed -n 2,9p | $(MAGSD) infer - --bundle $(OUT)/bundle --out $(OUT)/results
+	$(BIN)/python -c 'import csv, sys; print(*[r["path"] for r in csv.DictReader(open(sys.argv[1]))][:8], sep="\n")' \
+	    $(OUT)/report/predictions.csv | $(MAGSD) infer - --bundle $(OUT)/bundle --out $(OUT)/results || test $$? -eq 3
 	@echo
 	@echo "Look at $(OUT)/report/report.html and the overlays in $(OUT)/results"
 

@@ -13,7 +13,7 @@ from .progress import bar, no_bar, say, silent, terminal_bar
 
 def train(argv: list[str]) -> int:
     """``magsd train``: cross-validated training; ends with the folder and validation scores of each fold."""
-    from .config import read_config, resolve
+    from .config import overridden, read_config, resolve
     from .options import add_config_options, given_options
 
     parser = argparse.ArgumentParser(
@@ -42,9 +42,11 @@ def train(argv: list[str]) -> int:
 
     given = given_options(arguments)
     if arguments.config is not None:
-        given = {**read_config(arguments.config), **given}
-    if given.get("data"):
-        given["data"] = str(Path(given["data"]).absolute())
+        given = overridden(read_config(arguments.config), given)
+    for name in ("data", "folds_file", "weights"):
+        # a run may be resumed from another folder
+        if given.get(name) and not (name == "weights" and given[name] in ("imagenet", "none")):
+            given[name] = str(Path(given[name]).absolute())
     if arguments.resume and (arguments.out / "config.yaml").is_file():
         config = resumed_config(arguments.out, given)
     else:

@@ -131,6 +131,10 @@ class TrainingConfig:
             raise _wrong(self, "validation_fraction", "between 0 and 1")
         if not 0 <= self.label_smoothing < 0.5:
             raise _wrong(self, "label_smoothing", "0 to below 0.5")
+        if self.seed >= 2**63:
+            raise _wrong(self, "seed", "less than 2**63")
+        if self.nesterov and self.momentum == 0:
+            raise UsageError("--nesterov needs --momentum above 0")
         if self.folds < 2:
             raise _wrong(self, "folds", "2 or more")
         if self.attention_scales not in (1, 2, 3):
@@ -167,14 +171,28 @@ def resolve(values: Mapping[str, Any]) -> TrainingConfig:
         For an unknown name or an impossible value, in the words that the user typed.
     """
     known = {field.name for field in dataclasses.fields(TrainingConfig)}
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(map(str, set(values) - known)):
         raise UsageError(f"unknown setting {', '.join(unknown)}: one of {', '.join(sorted(known))}")
     name = values.get("model", "magsd")
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise UsageError(f"--model is {name!r}: one of {', '.join(MODELS)}")
     hints = typing.get_type_hints(TrainingConfig)
     merged = {**MODELS[name], **values}
     return TrainingConfig(**{k: _convert(k, v, hints[k]) for k, v in merged.items()})
+
+
+def overridden(file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file with those typed beside it, which win.
+
+    A typed model also takes back what the file set for another one: a saved configuration is resolved, and
+    would otherwise turn ``--model plain`` into MAG-SD under the name of plain.
+    """
+    kept = dict(file)
+    if "model" in typed and typed["model"] != file.get("model", "magsd"):
+        for settings in MODELS.values():
+            for name in settings:
+                kept.pop(name, None)
+    return {**kept, **typed}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -232,9 +250,13 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         # bool is an int in Python, and YAML 1.1 reads 1e-3 as text
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise wrong
+        if hint is int and isinstance(value, str) and value.strip().isdecimal():
+            value = int(value)  # not through float, which is exact up to 2**53 only
+        if hint is int and isinstance(value, int):
+            return value
         try:
             number = float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise wrong from None
         if number != number or number in (float("inf"), float("-inf")) or (hint is int and number != int(number)):
             raise wrong

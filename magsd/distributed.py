@@ -2,7 +2,7 @@
 
 A batch is the images of one step over ALL processes: process r takes every world_size-th of them,
 so the number of processes changes the speed and not the optimisation (but for the batch-norm
-statistics, which each process takes over its own share).
+statistics and the normalization of class weights, which each process takes over its own share).
 """
 
 from __future__ import annotations

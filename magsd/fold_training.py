@@ -80,7 +80,7 @@ def train_fold(
     scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
     state = State()
     if resuming:
-        state = _restore(folder / "last.pt", data, model, optimizer, scaler, group)
+        state = _restore(folder, fold, config, data, model, optimizer, scaler, group)
     class_weights = _class_weights(config, data)
     if class_weights is not None:
         class_weights = class_weights.to(group.device)
@@ -142,7 +142,9 @@ class _Fold:
         config, group, device = self.config, self.group, self.group.device
         batches = epoch_batches(config, self.data.split.train, self.data.labels, state.epoch, group.world_size)
         self.model.train()
-        sums = torch.tensor([state.loss_sum, state.correct], dtype=torch.float64, device=device)
+        # what was summed before a resume counts once, not once a process
+        begun = [state.loss_sum, state.correct] if group.is_main else [0.0, 0.0]
+        sums = torch.tensor(begun, dtype=torch.float64, device=device)
         started = saved = time.monotonic()
         for step in range(state.step, len(batches)):
             share = torch.from_numpy(batches[step][group.rank :: group.world_size])
@@ -191,6 +193,7 @@ class _Fold:
         # each process normalized by its own batches: the model that is judged and saved has their mean
         group.average_([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
         scores = validate(self.model, self.data, self.group.device, config.batch_size)
+        self._require_finite(scores["loss"], state)  # the last update of the epoch may have lost the weights
         score = _score(config, scores)
         improved = score > state.best_score
         row = {
@@ -220,12 +223,13 @@ class _Fold:
         group.barrier()
         return after
 
-    def _require_finite(self, loss_sum: float, state: State) -> None:
+    def _require_finite(self, loss: float, state: State) -> None:
         """Before anything is saved: a checkpoint never holds weights that are lost."""
-        if not math.isfinite(loss_sum):
+        if not math.isfinite(loss):
             raise UsageError(
                 f"the loss of fold {self.fold} is no longer finite in epoch {state.epoch + 1}: "
-                "lower --learning-rate, or use --precision fp32 or --gradient-clip 1; earlier checkpoints are kept"
+                "start again in another --out with a lower --learning-rate, --precision fp32 or --gradient-clip 1; "
+                "earlier checkpoints are kept"
             )
 
     def _info(self, epoch: int, scores: dict[str, Any]) -> CheckpointInfo:
@@ -278,18 +282,22 @@ def _score(config: TrainingConfig, scores: dict[str, Any]) -> tuple[float, float
 
 
 def _restore(
-    path: Path, data: FoldData, model: nn.Module,
+    folder: Path, fold: int, config: TrainingConfig, data: FoldData, model: nn.Module,
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, group: Processes,
 ) -> State:  # fmt: skip
+    path = folder / "last.pt"
     content, info = load_checkpoint(path, group.device)
     if info.data["digest"] != data.facts["digest"] or info.classes != data.classes:
         raise CheckpointError(f"{path} was trained on other data than this manifest: use another --out")
+    # of another fold it would have been trained on this fold's test patients
+    if info.fold != fold or replace(info.config, data=config.data) != config:
+        raise CheckpointError(f"{path} is of fold {info.fold} or of other settings than this run: use another --out")
     try:
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
         position = content["position"]
-        return State(
+        state = State(
             **{
                 **position,
                 "best_score": tuple(position["best_score"]),
@@ -298,6 +306,9 @@ def _restore(
         )
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this run: {str(error)[:200]}") from error
+    if state.best_epoch and not (folder / "best.pt").is_file():
+        raise CheckpointError(f"{folder / 'best.pt'}, the model of epoch {state.best_epoch}, is gone: train again")
+    return state
 
 
 def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | None:

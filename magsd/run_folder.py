@@ -80,7 +80,10 @@ def data_facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def check_same_data(out: Path, facts: dict[str, Any]) -> None:
-    saved = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    try:
+        saved = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{out / 'manifest.json'} is missing or damaged: the run cannot be resumed") from error
     if saved.get("digest") != facts["digest"]:
         raise CheckpointError(
             f"the manifest has changed since the run in {out} began "

@@ -10,7 +10,7 @@ import torch
 from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.preprocessing import normalize
 
-from .config import TrainingConfig
+from .config import TrainingConfig, write_config
 from .data import Prepared, prepare, read_manifest
 from .distributed import Processes
 from .fold_training import FoldData, FoldResult, train_fold
@@ -44,34 +44,56 @@ def train(
     """
     if fold is not None and not 0 <= fold < config.folds:
         raise UsageError(f"--fold is {fold}: expected 0 to {config.folds - 1}")
+    if config.batch_size % group.world_size:
+        # unequal shares: the mean of the processes' gradients would not be the gradient of the batch
+        raise UsageError(f"--batch-size is {config.batch_size}: expected a multiple of {group.world_size} processes")
     with locked(out, group):
         finished_setup = is_set_up(out)
         if finished_setup and not resume:
             raise UsageError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
         manifest = read_manifest(Path(config.data), lenient=True)
+        facts = data_facts(manifest)
+        if finished_setup:
+            check_same_data(out, facts)
+        elif any(out.glob("fold*/last.pt")):
+            raise UsageError(f"{out} holds checkpoints without their config.yaml: choose another --out")
+        if config.label_smoothing * len(manifest.classes) >= 1:
+            raise UsageError(
+                f"--label-smoothing is {config.label_smoothing}: expected less than 1/{len(manifest.classes)} "
+                f"for {len(manifest.classes)} classes"
+            )
+        numbers = range(config.folds) if fold is None else [fold]
         # before the images are read: weights that cannot be had are known at once
         torch.manual_seed(config.seed)
         model = build_model(config, num_classes=max(2, len(manifest.classes)))
-        loaded = load_imagenet_weights(model, config.weights)
+        # a fold that goes on takes its weights from its checkpoint
+        begins = any(not (out / f"fold{number}" / "last.pt").is_file() for number in numbers)
+        loaded = load_imagenet_weights(model, config.weights) if begins else "the weights of its checkpoints"
         if group.is_main:
             report(f"network: {config.model} on {loaded}, classes {', '.join(manifest.classes)}")
         prepared = prepare(manifest, config.preprocessing(), progress=progress("reading"))
         folds = _checked_folds(config, prepared, out if finished_setup else None, strict_data, report, group)
-        facts = data_facts(manifest)
+        splits = {
+            number: folds.split(manifest, number, validation_fraction=config.validation_fraction, seed=config.seed)
+            for number in numbers
+        }
+        for number, split in splits.items():
+            if not len(split.train) or not len(split.validation):
+                raise DataError(f"fold {number} has no training or no validation images: use fewer --folds")
+            if config.size == 32 and len(split.train) % config.batch_size == 1 and group.world_size == 1:
+                # its last feature map is one pixel: batch norm has nothing to take a variance of
+                raise UsageError(f"--size 32 with a last batch of one image in fold {number}: change --batch-size")
         group.barrier()
         if not finished_setup and group.is_main:
             set_up(out, config, folds, facts, group)
-        elif finished_setup:
-            check_same_data(out, facts)
+        elif group.is_main:
+            write_config(config, out / "config.yaml")  # the data may have moved
         group.barrier()
 
         images = torch.from_numpy(prepared.images).unsqueeze(1)
         labels = torch.from_numpy(manifest.label_indices())
         results = []
-        for number in range(config.folds) if fold is None else [fold]:
-            split = folds.split(manifest, number, validation_fraction=config.validation_fraction, seed=config.seed)
-            if not len(split.train) or not len(split.validation):
-                raise DataError(f"fold {number} has no training or no validation images: use fewer --folds")
+        for number, split in splits.items():
             validation = np.stack([normalize(prepared.images[index]) for index in split.validation])
             data = FoldData(images, labels, split, torch.from_numpy(validation), manifest.classes, facts)
             results.append(train_fold(config, out / f"fold{number}", number, model, data, group, report, progress))

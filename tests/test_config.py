@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magsd.config import MODELS, TrainingConfig, read_config, resolve, write_config
+from magsd.config import MODELS, TrainingConfig, overridden, read_config, resolve, write_config
 from magsd_runtime.errors import UsageError
 
 
@@ -76,6 +76,22 @@ def test_a_saved_configuration_reads_back_equal(tmp_path_factory: pytest.TempPat
     path = Path(tmp_path_factory.mktemp("config")) / "config.yaml"
     write_config(config, path)
     assert resolve(read_config(path)) == config
+
+
+@pytest.mark.parametrize("before", sorted(MODELS))
+@pytest.mark.parametrize("typed", sorted(MODELS))
+def test_a_typed_model_is_that_model_whatever_the_file_had(before: str, typed: str) -> None:
+    file = resolve({"model": before, "epochs": 7}).to_dict()
+    assert resolve(overridden(file, {"model": typed})) == resolve({"model": typed, "epochs": 7})
+    mine = resolve(overridden(file, {"model": typed, "batch_size": "5"}))
+    assert mine == resolve({"model": typed, "epochs": 7, "batch_size": 5})
+
+
+def test_whole_numbers_are_exact_and_bounded() -> None:
+    assert resolve({"seed": str(2**60 + 1)}).seed == 2**60 + 1
+    for values in ({"seed": "9" * 20}, {"nesterov": True, "momentum": 0}, {"model": ["a"]}, {1: 2}):
+        with pytest.raises(UsageError):
+            resolve(values)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_broken_file_is_one_clear_line(tmp_path: Path) -> None:
