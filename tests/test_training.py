@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,63 @@ def test_a_loss_that_explodes_stops_the_run_and_keeps_the_checkpoints(tmp_path: 
         assert all(torch.isfinite(value).all() for value in load_checkpoint(last)[0]["model"].values())
 
 
+def test_weights_lost_in_the_last_update_of_an_epoch_are_not_saved(tmp_path: Path) -> None:
+    # one step an epoch: its loss is taken before the update that destroys the weights
+    config = tiny(tmp_path, epochs=2, learning_rate=1e38, batch_size=64)
+    with pytest.raises(UsageError, match="no longer finite"):
+        train(config, tmp_path / "run", GROUP, fold=0)
+    assert not list((tmp_path / "run" / "fold0").glob("*.pt"))
+
+
+def test_a_checkpoint_of_another_fold_or_without_its_best_model_is_refused(tmp_path: Path) -> None:
+    config = tiny(tmp_path, epochs=1)
+    train(config, tmp_path / "run", GROUP, fold=0)
+    (tmp_path / "run" / "fold1").mkdir()
+    shutil.copy(tmp_path / "run" / "fold0" / "last.pt", tmp_path / "run" / "fold1" / "last.pt")
+    with pytest.raises(CheckpointError, match="is of fold 0"):
+        train(config, tmp_path / "run", GROUP, fold=1, resume=True)
+    (tmp_path / "run" / "fold0" / "best.pt").unlink()
+    with pytest.raises(CheckpointError, match="is gone"):
+        train(config, tmp_path / "run", GROUP, fold=0, resume=True)
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(UsageError, match=r"without their config\.yaml"):
+        train(config, tmp_path / "run", GROUP, fold=0)
+
+
+def test_another_manifest_or_a_lost_description_is_said_before_anything_else(tmp_path: Path) -> None:
+    config = tiny(tmp_path, epochs=1)
+    train(config, tmp_path / "run", GROUP, fold=0)
+    other = write_tiny_manifest(tmp_path / "other", patients=30)
+    moved = resumed_config(tmp_path / "run", {"data": str(other)})
+    with pytest.raises(CheckpointError, match="manifest has changed"):
+        train(moved, tmp_path / "run", GROUP, fold=0, resume=True)
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"manifest\.json is missing"):
+        train(config, tmp_path / "run", GROUP, fold=0, resume=True)
+
+
+def test_what_can_never_work_is_said_before_there_is_a_run(tmp_path: Path) -> None:
+    write_tiny_manifest(tmp_path / "data", classes=("blob", "plain", "third"))
+    with pytest.raises(UsageError, match="--label-smoothing"):
+        train(tiny(tmp_path, label_smoothing=0.4), tmp_path / "run", GROUP, fold=0)
+    with pytest.raises(UsageError, match="multiple of 2 processes"):
+        train(tiny(tmp_path, batch_size=3), tmp_path / "run", Processes(0, 2, torch.device("cpu")))
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_fold_goes_on_without_the_pretrained_file(tmp_path: Path) -> None:
+    train(tiny(tmp_path, epochs=1), tmp_path / "first", GROUP, fold=0)
+    weights = tmp_path / "weights.pt"
+    shutil.copy(tmp_path / "first" / "fold0" / "best.pt", weights)
+    config = tiny(tmp_path, epochs=1, weights=str(weights))
+    train(config, tmp_path / "run", GROUP, fold=0)
+    weights.unlink()
+    [result] = train(config, tmp_path / "run", GROUP, fold=0, resume=True)
+    assert result.epoch == 1
+    with pytest.raises(UsageError, match="no such file"):
+        train(config, tmp_path / "run", GROUP, fold=1, resume=True)
+
+
 def test_a_run_whose_data_have_moved_goes_on(tmp_path: Path) -> None:
     train(tiny(tmp_path, epochs=1), tmp_path / "run", GROUP, fold=0)
     moved = tmp_path / "elsewhere"
@@ -183,6 +241,7 @@ def test_a_run_whose_data_have_moved_goes_on(tmp_path: Path) -> None:
     config = resumed_config(tmp_path / "run", {"data": str(moved / "manifest.csv")})
     [result] = train(config, tmp_path / "run", GROUP, fold=0, resume=True)
     assert result.epoch == 1
+    assert resumed_config(tmp_path / "run", {}).data == str(moved / "manifest.csv")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip"])
