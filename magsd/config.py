@@ -215,6 +215,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
+def unfinished(fold_folder: Path, epochs: int) -> str | None:
+    """``epoch 3 of 50`` if the fold's log.csv ends before ``epochs``; None if complete, or without a log."""
+    try:
+        rows = len((fold_folder / "log.csv").read_text(encoding="utf-8").splitlines()) - 1
+    except OSError:
+        return None
+    return f"epoch {rows} of {epochs}" if rows < epochs else None
+
+
 def write_config(config: TrainingConfig, path: Path) -> None:
     """Save the resolved configuration as YAML, in one step."""
     yaml = require("yaml", feature="a configuration file", extra="train")

@@ -19,6 +19,7 @@ from magsd_runtime.bundle import Bundle
 from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.preprocessing import PreprocessingSpec
 
+from .config import unfinished
 from .data import Manifest, Record, load_standardized, read_manifest
 from .ground_truth import Truth, read_truth
 from .localization_metrics import Case
@@ -194,6 +195,9 @@ def _run_notes(
 ) -> list[dict[str, str]]:
     """Who predicted what, and what was left out, in words."""
     notes = []
+    for number in numbers:
+        if at := unfinished(run.path / f"fold{number}", run.config.epochs):
+            notes.append(note("warning", f"The training of fold {number} is not finished: {at}."))
     judged = {record.path for part in rows.values() for record in part}
     left_out = len(manifest.records) - len(judged)
     if own:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magsd.config import MODELS, TrainingConfig, overridden, read_config, resolve, write_config
+from magsd.config import MODELS, TrainingConfig, overridden, read_config, resolve, unfinished, write_config
 from magsd_runtime.errors import UsageError
 
 
@@ -107,3 +107,10 @@ def test_a_broken_file_is_one_clear_line(tmp_path: Path) -> None:
 def test_every_field_has_help() -> None:
     for field in dataclasses.fields(TrainingConfig):
         assert field.metadata["help"], field.name
+
+
+def test_a_training_that_is_not_finished_is_known_by_its_log(tmp_path: Path) -> None:
+    assert unfinished(tmp_path, 3) is None  # no log: nothing is known
+    (tmp_path / "log.csv").write_text("epoch,best\n1,1\n2,0\n")
+    assert unfinished(tmp_path, 3) == "epoch 2 of 3"
+    assert unfinished(tmp_path, 2) is None

@@ -23,6 +23,7 @@ from typing import Any
 from torch import nn
 
 from magsd.checkpoint import CheckpointInfo, load_model
+from magsd.config import unfinished
 from magsd_runtime._version import __version__
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import BUNDLE_SCHEMA, INPUT_NAME, MANIFEST_NAME, MODEL_NAME, OUTPUT_NAMES, Bundle, load_bundle
@@ -88,8 +89,11 @@ def build_bundle(
     _check_names(name, version, images)
     _check_out(out, force)
     source = find_checkpoint(Path(checkpoint), fold)
-    report(f"checkpoint  {source.checkpoint} ({source.reason})")
     model, info = load_model(source.checkpoint)
+    if at := unfinished(source.checkpoint.parent, info.config.epochs):
+        # console, bundle and model card all give the reason
+        source = replace(source, reason=f"{source.reason}; its training is not finished: {at}")
+    report(f"checkpoint  {source.checkpoint} ({source.reason})")
     metrics = None if evaluation is None else read_evaluation(Path(evaluation), info, source)
     real = real_images(source, info, None if data is None else Path(data), images)
     name = name or f"{info.config.model}-{info.config.backbone}"
