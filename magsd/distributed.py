@@ -7,6 +7,7 @@ statistics and the normalization of class weights, which each process takes over
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,4 +87,7 @@ def processes(device_name: str) -> Iterator[Processes]:
     try:
         yield Processes(rank, world_size, device)
     finally:
+        # DistributedDataParallel sits in reference cycles and keeps the group, and with it gloo's worker
+        # threads, alive; a worker that still runs when the interpreter shuts down aborts the process
+        gc.collect()
         dist.destroy_process_group()

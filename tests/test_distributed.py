@@ -23,7 +23,8 @@ from magsd.config import resolve
 from magsd.distributed import processes
 from magsd.models import build_model
 from magsd.step import draw_generator, training_step, wrap
-with processes("cpu") as group:
+
+def main(group):
     config = resolve({config})
     torch.manual_seed(0)
     model = build_model(config, num_classes=2).eval()
@@ -35,6 +36,9 @@ with processes("cpu") as group:
     training_step(network, images[share], labels[share], draw_generator(group.device, 0, 0, 0, 0, group.rank), config)
     if group.is_main:
         torch.save([p.grad for p in model.parameters()], sys.argv[1])
+
+with processes("cpu") as group:
+    main(group)
 """
 
 TORCHRUN = [
@@ -51,7 +55,9 @@ def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
     values = {**TINY, "model": "magsd-oaug", "augment_probability": 0.0}
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENT_SCRIPT.replace("{config}", repr(values)))
-    subprocess.run([*TORCHRUN, str(script), str(tmp_path / "two.pt")], check=True, capture_output=True, timeout=120)
+    command = [*TORCHRUN, str(script), str(tmp_path / "two.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     config = resolve(values)
     torch.manual_seed(0)
     model = build_model(config, num_classes=2).eval()
