@@ -116,7 +116,13 @@ def augment(images: Tensor, draws: AugmentationDraws) -> Tensor:
     # a blend with the image's mean, as torchvision's adjust_contrast
     mean = images.mean((1, 2, 3), keepdim=True)
     images = (contrast * images + (1 - contrast) * mean).clamp(0, 255)
-    grid = _sampling_grid(warp_matrices(draws), images.shape[2])
+    return warp(images, draws)
+
+
+@torch.no_grad()
+def warp(images: Tensor, draws: AugmentationDraws) -> Tensor:
+    """The geometry of :func:`augment` alone: float32 (N, 1, S, S) -> float32 (N, 1, S, S)."""
+    grid = sampling_grid(warp_matrices(draws), images.shape[2])
     warped = functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return torch.where(_moved(draws)[:, None, None, None], warped, images)
 
@@ -137,7 +143,7 @@ def warp_matrices(draws: AugmentationDraws) -> Tensor:
     return torch.stack([row_x, row_y], dim=1)
 
 
-def _sampling_grid(matrices: Tensor, size: int) -> Tensor:
+def sampling_grid(matrices: Tensor, size: int) -> Tensor:
     """(N, 2, 3) -> (N, S, S, 2). affine_grid without its matrix product, which autocast and TF32 round."""
     centre = (2 * torch.arange(size, device=matrices.device, dtype=torch.float32) + 1) / size - 1  # (S,)
     a = matrices[:, :, :, None, None]  # (N, 2, 3, 1, 1)

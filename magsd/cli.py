@@ -23,6 +23,7 @@ from magsd_runtime.errors import RESEARCH_USE, MagsdError
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("magsd.commands:train", "train MAG-SD on a manifest of chest X-rays, with cross-validation"),
     "evaluate": ("magsd.commands:evaluate", "metrics, figures and a report for a run or a bundle"),
+    "train-lungs": ("magsd_export.commands:train_lungs", "train the small network that finds the lung fields"),
     "export": ("magsd_export.commands:export", "turn a trained run into a verified bundle"),
     "verify": (
         "magsd_runtime.commands:verify",

@@ -24,6 +24,7 @@ def train(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder to create, or to resume")
     parser.add_argument("--config", type=Path, metavar="F.yaml", help="settings; options given beside it win")
     parser.add_argument("--fold", type=int, metavar="K", help="train this fold only, counted from 0")
+    parser.add_argument("--final", action="store_true", help="train one model on all folds, to be deployed")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to train (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
@@ -37,13 +38,14 @@ def train(argv: list[str]) -> int:
         require(module, feature="magsd train", extra="train")
     from .allocator import keep_freed_memory
     from .distributed import processes
+    from .folds import FINAL, fold_name
     from .run_folder import resumed_config
     from .training import train as train_run
 
     given = given_options(arguments)
     if arguments.config is not None:
         given = overridden(read_config(arguments.config), given)
-    for name in ("data", "folds_file", "weights"):
+    for name in ("data", "folds_file", "weights", "lungs"):
         # a run may be resumed from another folder
         if given.get(name) and not (name == "weights" and given[name] in ("imagenet", "none")):
             given[name] = str(Path(given[name]).absolute())
@@ -61,6 +63,8 @@ def train(argv: list[str]) -> int:
         if arguments.threads < 1:
             raise UsageError(f"--threads is {arguments.threads}: expected 1 or more")
         torch.set_num_threads(arguments.threads)
+    if arguments.final and arguments.fold is not None:
+        raise UsageError("--final trains on all folds: leave --fold out")
     with processes(arguments.device) as group:
         if group.device.type == "cpu":
             keep_freed_memory()
@@ -68,7 +72,7 @@ def train(argv: list[str]) -> int:
             config,
             arguments.out,
             group,
-            fold=arguments.fold,
+            fold=FINAL if arguments.final else arguments.fold,
             resume=arguments.resume,
             strict_data=arguments.strict_data,
             report=silent if arguments.quiet or not group.is_main else say,
@@ -81,7 +85,9 @@ def train(argv: list[str]) -> int:
                                       "validation": result.validation, "research_use_only": True}))  # fmt: skip
                 else:
                     scores = "  ".join(f"{k} {v:.4f}" for k, v in result.validation.items() if v is not None)
-                    print(f"fold {result.fold}: epoch {result.epoch} chosen by validation  {scores}  {result.folder}")
+                    how = "the last" if config.select == "last" else "chosen by validation"
+                    name = fold_name(result.fold).replace("fold", "fold ")
+                    print(f"{name}: epoch {result.epoch} {how}  {scores}  {result.folder}")
             if not arguments.json:
                 print(RESEARCH_USE)
     return 0

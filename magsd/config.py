@@ -58,6 +58,9 @@ class TrainingConfig:
     fit: Literal["stretch", "letterbox", "crop"] = option("stretch", "how a film becomes a square")
     clahe_clip: float = option(4.0, "CLAHE clip limit; 0 switches CLAHE off (Table 4)")
     clahe_grid: int = option(4, "CLAHE tiles along each axis")
+    crop: Literal["none", "lungs"] = option("none", "lungs: the network sees only the box around the lung fields")
+    crop_margin: float = option(0.06, "margin of that box on each side, a fraction of its own width and height")
+    lungs: str = option("", "network of magsd train-lungs instead of magsd's own", metavar="FILE.onnx")
     # data augmentation (Table 2)
     augment_probability: float = option(0.5, "probability of each data augmentation; 0 switches all off")
     brightness: tuple[float, float] = option((0.5, 1.0), "brightness factors")
@@ -67,6 +70,12 @@ class TrainingConfig:
     rotation: float = option(120.0, "largest rotation either way, degrees")
     horizontal_flip: bool = option(True, "mirror left and right")
     vertical_flip: bool = option(True, "mirror top and bottom")
+    # not in the paper: what differs between hospitals and is no disease
+    tone: float = option(0.0, "random tone curves: spread of the logarithm of their slopes; 0 switches them off")
+    blur: float = option(0.0, "random blur: largest standard deviation in pixels")
+    noise: float = option(0.0, "random noise: largest standard deviation in grey levels of 255")
+    erasing: float = option(0.0, "random rectangles of one grey: largest side as a fraction of the image")
+    lung_attention: float = option(0.0, "weight of the attention's share outside the lung fields in the loss")
     # attention-guided augmentation (section 3.3) and loss (section 3.4)
     attention_augmentation: tuple[str, ...] = option(
         ATTENTION_AUGMENTATIONS, "any of mixup, patching, dimming; none switches all off (Table 7)"
@@ -99,13 +108,18 @@ class TrainingConfig:
     warmup_epochs: float = option(0.0, "epochs of linear warm-up")
     gradient_clip: float = option(0.0, "largest gradient norm; 0 switches clipping off")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "arithmetic of the forward pass")
-    sampling: Literal["uniform", "balanced"] = option("uniform", "balanced: every class equally often")
+    sampling: Literal["uniform", "balanced", "balanced-sources"] = option(
+        "uniform", "balanced: every class equally often; balanced-sources: and its sources by the root of their size"
+    )
     class_weights: Literal["none", "balanced"] = option("none", "weights of the cross entropy")
     # protocol
     folds: int = option(5, "folds of the cross-validation, grouped by patient")
     folds_file: str = option("", "a folds.json to reuse, so that models share their folds", metavar="FILE")
     validation_fraction: float = option(0.2, "share of the training folds' patients that chooses the epoch")
-    select: Literal["auc", "loss", "accuracy"] = option("auc", "validation score that chooses the epoch")
+    select: Literal["auc", "loss", "accuracy", "last"] = option(
+        "auc", "validation score that chooses the epoch; last: the last one, whatever its score"
+    )
+    average: float = option(0.0, "decay a step of an average of the weights over the second half; 0 switches it off")
     seed: int = option(0, "seed of folds, initialisation, order and draws")
     channels_last: bool = option(True, "memory layout of the network; the results differ by rounding")
 
@@ -115,10 +129,15 @@ class TrainingConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise _wrong(self, name, "more than 0")
-        for name in ("momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed", "rotation"):
+        for name in (
+            "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed", "rotation",
+            "tone", "blur", "noise", "lung_attention",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise _wrong(self, name, "0 or more")
-        for name in ("augment_probability", "mixup_gamma", "dimming_factor", "soft_distance_threshold"):
+        for name in (
+            "augment_probability", "mixup_gamma", "dimming_factor", "soft_distance_threshold", "erasing", "crop_margin",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise _wrong(self, name, "0 to 1")
         for name in ("brightness", "contrast", "crop_scale", "crop_ratio"):
@@ -131,6 +150,14 @@ class TrainingConfig:
             raise _wrong(self, "validation_fraction", "between 0 and 1")
         if not 0 <= self.label_smoothing < 0.5:
             raise _wrong(self, "label_smoothing", "0 to below 0.5")
+        if not 0 <= self.average < 1:
+            raise _wrong(self, "average", "0 to below 1")
+        if self.lungs and self.crop == "none":
+            raise UsageError("--lungs names the network that finds the lung fields: add --crop lungs")
+        if self.lung_attention and self.crop == "none":
+            raise UsageError("--lung-attention needs the lung fields: add --crop lungs")
+        if self.lung_attention and self.pooling != "attention":
+            raise UsageError(f"--lung-attention needs attention: --pooling is {self.pooling}")
         if self.seed >= 2**63:
             raise _wrong(self, "seed", "less than 2**63")
         if self.nesterov and self.momentum == 0:
@@ -154,8 +181,20 @@ class TrainingConfig:
         self.preprocessing()
 
     def preprocessing(self) -> PreprocessingSpec:
-        """The preprocessing contract of this run."""
-        return PreprocessingSpec(size=self.size, fit=self.fit, clahe_clip=self.clahe_clip, clahe_grid=self.clahe_grid)
+        """The preprocessing contract of this run.
+
+        Raises
+        ------
+        ArtefactError
+            If the lung network is not there.
+        """
+        plain = PreprocessingSpec(size=self.size, fit=self.fit, clahe_clip=self.clahe_clip, clahe_grid=self.clahe_grid)
+        if self.crop == "none":
+            return plain
+        from magsd_runtime import lungs  # brings OpenCV's networks
+
+        sha256 = lungs.register(Path(self.lungs)) if self.lungs else lungs.packaged_sha256()
+        return dataclasses.replace(plain, version=0, crop=self.crop, crop_margin=self.crop_margin, lungs_sha256=sha256)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, tuples as lists: what is saved."""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from magsd_runtime.errors import DataError, ImageError
 from magsd_runtime.images import find_images, has_contrast, read_radiograph
-from magsd_runtime.preprocessing import PreprocessingSpec, standardize
+from magsd_runtime.preprocessing import PreprocessingSpec, frame, lungs_in_square, standardize
 
 from .data_checks import (
     DataReport,
@@ -106,12 +106,14 @@ class Manifest:
 class Prepared:
     """The images of a manifest, uint8 (N, S, S) in the order of its records, and what reading them told.
 
-    An image that could not be read is black here and an error in :meth:`check`.
+    An image that could not be read is black here and an error in :meth:`check`. ``lungs``, where asked for, is how
+    much of each pixel is lung, uint8 (N, S, S), 255 all of it; 0 everywhere if no lungs were found.
     """
 
     manifest: Manifest
     images: NDArray[np.uint8]
     inspection: Inspection
+    lungs: NDArray[np.uint8] | None = None
 
     @cached_property
     def pairs(self) -> Pairs:
@@ -147,15 +149,18 @@ def prepare(
     manifest: Manifest,
     spec: PreprocessingSpec,
     *,
+    with_lungs: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Decode every image once, in ``workers`` threads: standardize it, hash it, judge it. Raises nothing.
 
-    ``progress`` is called with (done, total) from the calling thread.
+    ``progress`` is called with (done, total) from the calling thread. ``with_lungs`` needs a ``spec`` that
+    looks for them.
     """
     images = np.zeros((len(manifest.records), spec.size, spec.size), np.uint8)
-    return Prepared(manifest, images, _inspect(manifest, workers, progress, (spec, images)))
+    lungs = np.zeros_like(images) if with_lungs else None
+    return Prepared(manifest, images, _inspect(manifest, workers, progress, (spec, images, lungs)), lungs)
 
 
 def check_manifest(
@@ -210,9 +215,9 @@ def _inspect(
     manifest: Manifest,
     workers: int | None,
     progress: Progress | None,
-    wanted: tuple[PreprocessingSpec, NDArray[np.uint8]] | None,
+    wanted: tuple[PreprocessingSpec, NDArray[np.uint8], NDArray[np.uint8] | None] | None,
 ) -> Inspection:
-    """Read all images; fill the array of ``wanted``, uint8 (N, S, S), where it is given."""
+    """Read all images; fill the arrays of ``wanted``, images and lungs uint8 (N, S, S), where they are given."""
     count = len(manifest.records)
     hashes, mirrored = np.zeros((count, 4), np.uint64), np.zeros((count, 4), np.uint64)
     comparable = np.zeros(count, np.bool_)
@@ -228,7 +233,11 @@ def _inspect(
         hashes[index], mirrored[index] = difference_hash(radiograph.pixels)
         comparable[index] = has_contrast(radiograph)
         if wanted is not None:
-            wanted[1][index] = standardize(radiograph.pixels, wanted[0])
+            spec, images, lungs = wanted
+            framing = frame(radiograph.pixels, spec)
+            images[index] = standardize(radiograph.pixels, spec, framing)
+            if lungs is not None:
+                lungs[index] = np.rint(255 * lungs_in_square(framing, spec))
         problems = [] if comparable[index] else [Problem("blank", name)]
         problems += _box_problems(name, record.boxes, radiograph.width, radiograph.height)
         if record.mask is not None:

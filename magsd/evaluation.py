@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from magsd_runtime._version import __version__
 from magsd_runtime.bundle import Bundle
+from magsd_runtime.calibration import reliability
 from magsd_runtime.errors import DataError, UsageError
 
 from .confounds import source_confound
@@ -27,7 +28,6 @@ from .localization_metrics import evaluate_localization
 from .metrics import (
     SCORES,
     bootstrap_intervals,
-    calibration,
     class_scores,
     classification_scores,
     confusion_matrix,
@@ -66,7 +66,7 @@ def evaluate_predictions(predictions: Predictions, *, resamples: int = 1000, see
                 "images": len(part.records),
                 "patients": len({record.patient for record in part.records}),
                 **classification_scores(**arrays),
-                "ece": calibration(labels=part.labels, probabilities=part.probabilities)["ece"],
+                "ece": reliability(labels=part.labels, probabilities=part.probabilities)["ece"],
                 "confusion": _confusion(part).tolist(),
             }
         )
@@ -100,7 +100,7 @@ def evaluate_predictions(predictions: Predictions, *, resamples: int = 1000, see
             "counts": confusion.tolist(),
             "share_of_true_class": shares.tolist(),
         },
-        "calibration": calibration(labels=known.labels, probabilities=known.probabilities),
+        "calibration": reliability(labels=known.labels, probabilities=known.probabilities),
         "folds": folds,
         "by_source": _by_source(known),
         "worst": _worst(known),

@@ -21,7 +21,7 @@ import numpy as np
 from magsd_runtime.errors import UsageError
 from magsd_runtime.files import replacing_directory, write_json, write_text
 from magsd_runtime.images import read_radiograph
-from magsd_runtime.localization import enclosing_box, heat_mask
+from magsd_runtime.localization import IN_LUNGS, enclosing_box, heat_mask
 from magsd_runtime.prediction import Box
 from magsd_runtime.preprocessing import PreprocessingSpec
 
@@ -211,7 +211,8 @@ def _panel_item(
     case: Case, iou: float, threshold: float, spec: PreprocessingSpec, metrics: Mapping[str, Any]
 ) -> PanelItem:
     truth, record = case.truth, case.record
-    heat = unit_heat(case.heats[metrics["localization"]["map"]], truth, spec)
+    shown = metrics["localization"]["map"]
+    heat = unit_heat(case.heats[shown.removesuffix(IN_LUNGS)], truth, spec, shown)
     predicted = enclosing_box(heat_mask(heat, threshold))
     factor = min(1.0, PANEL_SIDE / max(truth.width, truth.height))
     size = (max(1, round(truth.width * factor)), max(1, round(truth.height * factor)))

@@ -20,10 +20,11 @@ from torch import nn
 
 from magsd_runtime.errors import CheckpointError, UsageError
 
+from .averaging import BEGINS, WeightAverage
 from .checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, save_weights
 from .config import TrainingConfig
 from .distributed import Processes
-from .folds import Split
+from .folds import Split, fold_name
 from .metrics import roc_auc_macro
 from .progress import Progress, Report, Update, no_bar, silent
 from .run_folder import LOG_COLUMNS, tensorboard_writer, write_log
@@ -41,7 +42,7 @@ class FoldResult:
     fold: int
     folder: Path
     epoch: int
-    validation: dict[str, float]
+    validation: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class FoldData:
     validation_images: torch.Tensor  # float32 (V, 1, S, S), normalized as in the runtime
     classes: tuple[str, ...]
     facts: dict[str, Any]
+    lungs: torch.Tensor | None = None  # uint8 (N, 1, S, S): how much of each pixel is lung
+    sources: NDArray[np.int64] | None = None  # (N,): number of each image's source
 
 
 def train_fold(
@@ -78,21 +81,22 @@ def train_fold(
         weight_decay=config.weight_decay, nesterov=config.nesterov,
     )  # fmt: skip
     scaler = torch.amp.GradScaler(group.device.type, enabled=config.precision == "fp16")
+    average = WeightAverage(model, config.average) if config.average else None
     state = State()
     if resuming:
-        state = _restore(folder, fold, config, data, model, optimizer, scaler, group)
+        state = _restore(folder, fold, config, data, model, optimizer, scaler, average, group)
     class_weights = _class_weights(config, data)
     if class_weights is not None:
         class_weights = class_weights.to(group.device)
     network = wrap(model, group)
-    trainer = _Fold(config, folder, fold, data, group, model, network, class_weights, optimizer, scaler)
+    trainer = _Fold(config, folder, fold, data, group, model, network, class_weights, optimizer, scaler, average)
     writer = tensorboard_writer(folder, len(state.history)) if group.is_main else None
     if group.is_main and state.history:
         write_log(folder, state.history)
     if group.is_main and 0 < state.epoch < config.epochs:
-        report(f"fold {fold}: resuming at epoch {state.epoch + 1} of {config.epochs}, step {state.step}")
+        report(f"{_spoken(fold)}: resuming at epoch {state.epoch + 1} of {config.epochs}, step {state.step}")
     while state.epoch < config.epochs:
-        state = trainer.epoch(state, progress(f"fold {fold} epoch {state.epoch + 1}"))
+        state = trainer.epoch(state, progress(f"{_spoken(fold)} epoch {state.epoch + 1}"))
         row = state.history[-1]
         if group.is_main:
             write_log(folder, state.history)
@@ -136,11 +140,14 @@ class _Fold:
     class_weights: torch.Tensor | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: WeightAverage | None
 
     def epoch(self, state: State, bar: Update | None) -> State:
         """The rest of one epoch, its validation and its checkpoints."""
         config, group, device = self.config, self.group, self.group.device
-        batches = epoch_batches(config, self.data.split.train, self.data.labels, state.epoch, group.world_size)
+        batches = epoch_batches(
+            config, self.data.split.train, self.data.labels, state.epoch, group.world_size, self.data.sources
+        )
         self.model.train()
         # what was summed before a resume counts once, not once a process
         begun = [state.loss_sum, state.correct] if group.is_main else [0.0, 0.0]
@@ -150,21 +157,25 @@ class _Fold:
             share = torch.from_numpy(batches[step][group.rank :: group.world_size])
             images = self.data.images[share].to(device, non_blocking=True)
             labels = self.data.labels[share].to(device, non_blocking=True)
+            lungs = None if self.data.lungs is None else self.data.lungs[share].to(device, non_blocking=True)
+            position = state.epoch + step / len(batches)
             for parameters in self.optimizer.param_groups:
-                parameters["lr"] = learning_rate(config, state.epoch + step / len(batches))
+                parameters["lr"] = learning_rate(config, position)
             generator = draw_generator(device, config.seed, self.fold, state.epoch, step, group.rank)
             # dropout and stochastic depth of a backbone draw from the global generator
             torch.manual_seed(generator.initial_seed())
             self.optimizer.zero_grad(set_to_none=True)
             loss, correct = training_step(
                 self.network, images, labels, generator, config,
-                class_weights=self.class_weights, backward=lambda term: self.scaler.scale(term).backward(),
+                lungs=lungs, class_weights=self.class_weights, backward=lambda term: self.scaler.scale(term).backward(),
             )  # fmt: skip
             if config.gradient_clip > 0:
                 self.scaler.unscale_(self.optimizer)
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            if self.average is not None and position >= BEGINS * config.epochs:
+                self.average.update(self.model)
             # sums stay on the device: reading them here would make the host wait at every step
             sums += torch.stack([loss.double() * len(share), correct.double()])
             if bar is not None:
@@ -191,10 +202,13 @@ class _Fold:
         images = sum(len(batch) for batch in batches)
         self._require_finite(loss_sum, state)
         # each process normalized by its own batches: the model that is judged and saved has their mean
-        group.average_([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
-        scores = validate(self.model, self.data, self.group.device, config.batch_size)
-        self._require_finite(scores["loss"], state)  # the last update of the epoch may have lost the weights
-        score = _score(config, scores)
+        judged = self.model if self.average is None or not self.average.steps else self.average.model
+        for model in [self.model] if judged is self.model else [self.model, judged]:
+            group.average_([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+        scores = validate(judged, self.data, self.group.device, config.batch_size)
+        # the last update of the epoch may have lost the weights
+        self._require_finite(_sum_of_weights(judged) if scores["loss"] is None else scores["loss"], state)
+        score = _score(config, scores, state.epoch)
         improved = score > state.best_score
         row = {
             "epoch": state.epoch + 1,
@@ -217,8 +231,8 @@ class _Fold:
         if group.is_main:
             if improved:
                 info = self._info(after.best_epoch, scores)
-                save_checkpoint(self.folder / "best.pt", info, self.model)
-                save_weights(self.folder / "best.safetensors", info, self.model)
+                save_checkpoint(self.folder / "best.pt", info, judged)
+                save_weights(self.folder / "best.safetensors", info, judged)
             self._save_last(after)
         group.barrier()
         return after
@@ -227,7 +241,7 @@ class _Fold:
         """Before anything is saved: a checkpoint never holds weights that are lost."""
         if not math.isfinite(loss):
             raise UsageError(
-                f"the loss of fold {self.fold} is no longer finite in epoch {state.epoch + 1}: "
+                f"the loss of {_spoken(self.fold)} is no longer finite in epoch {state.epoch + 1}: "
                 "start again in another --out with a lower --learning-rate, --precision fp32 or --gradient-clip 1; "
                 "earlier checkpoints are kept"
             )
@@ -252,13 +266,16 @@ class _Fold:
         save_checkpoint(
             self.folder / "last.pt", self._info(state.epoch, {}), self.model,
             optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), position=position,
+            average=None if self.average is None else self.average.state_dict(),
         )  # fmt: skip
 
 
 @torch.no_grad()
 def validate(model: nn.Module, data: FoldData, device: torch.device, batch_size: int) -> dict[str, Any]:
-    """Cross entropy, accuracy and macro ROC AUC (None if undefined) on the validation part."""
+    """Cross entropy, accuracy and macro ROC AUC (None if undefined) on the validation part; all None without one."""
     model.eval()
+    if not len(data.validation_images):
+        return {"loss": None, "accuracy": None, "auc": None}
     logits = torch.cat(
         [model(batch.to(device)).logits.float().cpu() for batch in data.validation_images.split(batch_size)]
     )
@@ -271,8 +288,10 @@ def validate(model: nn.Module, data: FoldData, device: torch.device, batch_size:
     }
 
 
-def _score(config: TrainingConfig, scores: dict[str, Any]) -> tuple[float, float]:
+def _score(config: TrainingConfig, scores: dict[str, Any], epoch: int) -> tuple[float, float]:
     """Higher is better; equal scores are decided by the loss. Without an AUC the accuracy stands in."""
+    if config.select == "last":
+        return (float(epoch), 0.0)
     loss = -scores["loss"]
     if config.select == "loss":
         return (loss, loss)
@@ -283,7 +302,7 @@ def _score(config: TrainingConfig, scores: dict[str, Any]) -> tuple[float, float
 
 def _restore(
     folder: Path, fold: int, config: TrainingConfig, data: FoldData, model: nn.Module,
-    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, group: Processes,
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, average: WeightAverage | None, group: Processes,
 ) -> State:  # fmt: skip
     path = folder / "last.pt"
     content, info = load_checkpoint(path, group.device)
@@ -296,6 +315,8 @@ def _restore(
         model.load_state_dict(content["model"])
         optimizer.load_state_dict(content["optimizer"])
         scaler.load_state_dict(content["scaler"])
+        if average is not None:
+            average.load_state_dict(content["average"])
         position = content["position"]
         state = State(
             **{
@@ -318,11 +339,25 @@ def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | Non
     return torch.from_numpy((counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32))
 
 
+def _spoken(fold: int) -> str:
+    return fold_name(fold).replace("fold", "fold ")
+
+
+def _sum_of_weights(model: nn.Module) -> float:
+    """Finite if all weights are."""
+    return float(torch.stack([value.detach().double().sum() for value in model.parameters()]).sum())
+
+
 def _epoch_line(fold: int, config: TrainingConfig, row: dict[str, Any]) -> str:
+    trained = (
+        f"{_spoken(fold)}  epoch {row['epoch']:>3}/{config.epochs}  loss {row['train_loss']:.4f}  "
+        f"accuracy {row['train_accuracy']:.3f}  "
+    )
+    speed = f"{row['images_per_second']:.1f} images/s"
+    if row["validation_loss"] is None:
+        return trained + speed
     auc = "-" if row["validation_auc"] is None else f"{row['validation_auc']:.4f}"
     return (
-        f"fold {fold}  epoch {row['epoch']:>3}/{config.epochs}  loss {row['train_loss']:.4f}  "
-        f"accuracy {row['train_accuracy']:.3f}  | validation loss {row['validation_loss']:.4f}  "
-        f"accuracy {row['validation_accuracy']:.3f}  auc {auc}{' *' if row['best'] else '  '}  "
-        f"{row['images_per_second']:.1f} images/s"
+        f"{trained}| validation loss {row['validation_loss']:.4f}  "
+        f"accuracy {row['validation_accuracy']:.3f}  auc {auc}{' *' if row['best'] else '  '}  {speed}"
     )

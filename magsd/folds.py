@@ -36,6 +36,15 @@ class Split:
     test: NDArray[np.int64]
 
 
+FINAL = -1
+"""The fold number of the model that is trained on all folds, and tested on none."""
+
+
+def fold_name(fold: int) -> str:
+    """The name of the fold's folder in a run: ``fold0``, ``fold1``, ..., ``final``."""
+    return "final" if fold == FINAL else f"fold{fold}"
+
+
 @dataclass(frozen=True)
 class Folds:
     """Fold number 0 to ``n_folds`` - 1 of each patient; also patients that a manifest does not have."""
@@ -73,7 +82,7 @@ class Folds:
         """Test on ``fold``, validate on ``validation_fraction`` of the other folds' patients, train on the rest.
 
         The validation part is grouped by patient and stratified: of each class that fraction of its patients,
-        at least one, and at least one stays for training.
+        at least one, and at least one stays for training. ``FINAL`` trains on everything.
 
         Raises
         ------
@@ -82,6 +91,10 @@ class Folds:
         UsageError
             If ``fold`` or ``validation_fraction`` is out of range.
         """
+        if fold == FINAL:
+            self.require_patients(manifest)
+            none = np.empty(0, np.int64)
+            return Split(np.arange(len(manifest.records)), none, none)
         if not 0 <= fold < self.n_folds:
             raise UsageError(f"fold is {fold}: expected 0 to {self.n_folds - 1}")
         if not 0 < validation_fraction < 1:

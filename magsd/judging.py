@@ -64,7 +64,9 @@ def judge_bundle(bundle: Bundle, manifest: Manifest, device: str, batch: int, pr
     predictions = Predictions(
         bundle.classes, records, np.full(len(records), BUNDLE_FOLD, np.int64), outputs.probabilities
     )
-    return Judged(predictions, _cases(records, outputs, BUNDLE_FOLD, truths), {}, None, name, notes)
+    return Judged(
+        predictions, _cases(records, outputs, BUNDLE_FOLD, truths, bundle.preprocessing), {}, None, name, notes
+    )
 
 
 def judge_run(run: Run, manifest: Manifest, fold: int | None, device: str, batch: int, progress: Progress) -> Judged:
@@ -95,10 +97,10 @@ def judge_run(run: Run, manifest: Manifest, fold: int | None, device: str, batch
                 shown = progress(f"fold {number}")
                 outputs = _predict(network, rows[number], images, run.classes, batch, shown)
                 predictions.append((number, rows[number], outputs.probabilities))
-                cases += _cases(rows[number], outputs, number, truths)
+                cases += _cases(rows[number], outputs, number, truths, run.preprocessing)
             if tuning_records[number]:
                 outputs = _predict(network, tuning_records[number], images, run.classes, batch, None)
-                tuning[number] = _cases(tuning_records[number], outputs, number, truths)
+                tuning[number] = _cases(tuning_records[number], outputs, number, truths, run.preprocessing)
     joined = Predictions(
         run.classes,
         tuple(record for _, part, _ in predictions for record in part),
@@ -171,12 +173,14 @@ def _predict(
     )
 
 
-def _cases(records: Sequence[Record], outputs: Outputs, fold: int, truths: dict[Path, Truth]) -> list[Case]:
+def _cases(
+    records: Sequence[Record], outputs: Outputs, fold: int, truths: dict[Path, Truth], spec: PreprocessingSpec
+) -> list[Case]:
     cases = []
     for position, heats in sorted(outputs.heats.items()):
         record = records[position]
         if record.path not in truths:
-            truths[record.path] = read_truth(record)
+            truths[record.path] = read_truth(record, spec)
         cases.append(Case(record, fold, truths[record.path], heats))
     return cases
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magsd_runtime.localization import scale_to_unit, to_original, upsample
+from magsd_runtime.localization import IN_LUNGS, square_heat, to_original
 from magsd_runtime.prediction import Box
 from magsd_runtime.preprocessing import PreprocessingSpec
 
@@ -75,9 +75,10 @@ def mask_iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return int((first & second).sum()) / union if union else 0.0
 
 
-def unit_heat(heat: NDArray[np.floating], truth: Truth, spec: PreprocessingSpec) -> NDArray[np.float32]:
-    """A network's map (h, w) as heat 0 to 1 in the original's pixels (H, W), as the runtime shows it."""
-    return to_original(scale_to_unit(upsample(heat, spec.size)), truth.width, truth.height, spec)
+def unit_heat(heat: NDArray[np.floating], truth: Truth, spec: PreprocessingSpec, name: str = "") -> NDArray[np.float32]:
+    """A network's map (h, w) as heat 0 to 1 in the original's pixels (H, W), as the runtime shows map ``name``."""
+    square = square_heat(name, heat, truth.framing, spec)
+    return to_original(square, truth.width, truth.height, spec, truth.framing.region)
 
 
 def score_heat(heat: NDArray[np.floating], truth: Truth, thresholds: NDArray[np.float64] = THRESHOLDS) -> HeatScores:
@@ -220,6 +221,8 @@ def evaluate_localization(
     """
     grid = THRESHOLDS if fixed_threshold is None else np.unique(np.append(THRESHOLDS, fixed_threshold))
     names = sorted(cases[0].heats)
+    if spec.crop == "lungs":
+        names += [name + IN_LUNGS for name in names]
     total = len(names) + 2 + RANDOM_DRAWS
     done = 0
 
@@ -280,7 +283,8 @@ def evaluate_localization(
 
 
 def _map_method(name: str, spec: PreprocessingSpec, thresholds: NDArray[np.float64]) -> Method:
-    return lambda case: score_heat(unit_heat(case.heats[name], case.truth, spec), case.truth, thresholds)
+    heats = name.removesuffix(IN_LUNGS)
+    return lambda case: score_heat(unit_heat(case.heats[heats], case.truth, spec, name), case.truth, thresholds)
 
 
 def _all_cases(cases: Sequence[Case], tuning: Mapping[int, Sequence[Case]]) -> list[Case]:

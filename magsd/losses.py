@@ -119,3 +119,14 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, *, class_weights: Tensor 
 def soft_distance(target: Tensor, logits: Tensor) -> Tensor:
     """Mean over images and classes of abs(target - softmax(logits)), Eq. (6): both (N, C) -> ()."""
     return (target - torch.softmax(logits.float(), dim=1)).abs().mean()
+
+
+def outside_share(attention: Tensor, inside: Tensor) -> Tensor:
+    """Mean over the images of the share of the mean attention map that lies outside: (), 0 to 1.
+
+    ``attention`` (N, M, h, w), at least 0; ``inside`` (N, 1, h, w), 0 to 1, how much of each cell is inside.
+    An image with nothing inside adds 0. Not in the paper: it keeps the attention in the lung fields.
+    """
+    mean = attention.mean(1)  # (N, h, w)
+    outside = (mean * (1 - inside[:, 0])).sum((1, 2)) / (mean.sum((1, 2)) + 1e-6)
+    return (outside * (inside.sum((1, 2, 3)) > 0)).mean()

@@ -1,4 +1,4 @@
-"""Classification metrics of section 4.3, their intervals by patient, ROC curves and calibration.
+"""Classification metrics of section 4.3, their intervals by patient, and ROC curves.
 
 Every function takes its arrays by name: labels and predictions cannot change places.
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCORES = ("accuracy", "sensitivity", "specificity", "f1", "auc")
-CALIBRATION_BINS = 15
 
 # rows of weights times images that the bootstrap holds at once
 _BOOTSTRAP_CELLS = 2_000_000
@@ -167,33 +166,6 @@ def percentile_interval(values: NDArray[np.float64]) -> list[float] | None:
     """The 2.5 and 97.5 percentiles of the defined values; None if there is none."""
     defined = values[np.isfinite(values)]
     return [float(bound) for bound in np.percentile(defined, [2.5, 97.5])] if len(defined) else None
-
-
-def calibration(
-    *, labels: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = CALIBRATION_BINS
-) -> dict[str, Any]:
-    """Expected calibration error of the predicted class, and its reliability bins.
-
-    Equal-width bins (low, high] of the largest probability of each image. The error is the mean over images
-    of |accuracy - mean confidence| of their bin, 0 to 1. Source: Guo et al., 2017, Eq. (3).
-    """
-    confidence = probabilities.max(axis=1) if len(labels) else np.zeros(0)
-    correct = probabilities.argmax(axis=1) == labels if len(labels) else np.zeros(0, bool)
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    rows, error = [], 0.0
-    for number in range(bins):
-        inside = index == number
-        row: dict[str, Any] = {"low": float(edges[number]), "high": float(edges[number + 1])}
-        row |= {"images": int(inside.sum()), "confidence": None, "accuracy": None}
-        if row["images"]:
-            row["confidence"], row["accuracy"] = (
-                float(confidence[inside].mean()),
-                float(correct[inside].mean()),
-            )
-            error += row["images"] / len(labels) * abs(row["accuracy"] - row["confidence"])
-        rows.append(row)
-    return {"ece": error if len(labels) else None, "bins": rows}
 
 
 class _FoldPart:

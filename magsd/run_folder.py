@@ -1,7 +1,7 @@
 """The run folder: what it holds, who may write to it, and what a resumed run must agree with.
 
     config.yaml  folds.json  manifest.json  environment.json
-    fold0/  last.pt  best.pt  best.safetensors  log.csv  tensorboard/   ... fold1/ ...
+    fold0/  last.pt  best.pt  best.safetensors  log.csv  tensorboard/   ... fold1/ ... final/
 
 ``config.yaml`` is written last, so its presence says that the setup is complete.
 """

@@ -29,19 +29,25 @@ def learning_rate(config: TrainingConfig, epoch: float) -> float:
 
 
 def epoch_batches(
-    config: TrainingConfig, train: NDArray[np.int64], labels: torch.Tensor, epoch: int, world_size: int = 1
+    config: TrainingConfig,
+    train: NDArray[np.int64],
+    labels: torch.Tensor,
+    epoch: int,
+    world_size: int = 1,
+    sources: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
     """The order of one epoch: record indices of each step over all processes.
 
-    ``train`` are the indices of the training records, ``labels`` int64 (N,) those of all records.
+    ``train`` are the indices of the training records, ``labels`` int64 (N,) those of all records, and so
+    ``sources``, which ``balanced-sources`` needs: within a class, a source with four times the images of another
+    is drawn twice as often.
 
     No image is dropped: the last batch is smaller, and is filled from the epoch's beginning only so far
     that every process has the same number.
     """
     rng = np.random.default_rng([config.seed, epoch])
-    if config.sampling == "balanced":
-        of_train = labels.numpy()[train]
-        weights = 1.0 / np.bincount(of_train)[of_train]
+    if config.sampling != "uniform":
+        weights = _sampling_weights(config, labels.numpy()[train], None if sources is None else sources[train])
         order = rng.choice(train, size=len(train), replace=True, p=weights / weights.sum())
     else:
         order = rng.permutation(train)
@@ -50,3 +56,14 @@ def epoch_batches(
     if missing:
         batches[-1] = np.concatenate([batches[-1], np.resize(order, missing)])
     return batches
+
+
+def _sampling_weights(
+    config: TrainingConfig, labels: NDArray[np.int64], sources: NDArray[np.int64] | None
+) -> NDArray[np.float64]:
+    """float64 (N,): equal sums for all classes."""
+    weights = np.ones(len(labels))
+    if config.sampling == "balanced-sources" and sources is not None:
+        cells = labels * (int(sources.max()) + 1) + sources
+        weights = 1.0 / np.sqrt(np.bincount(cells)[cells])
+    return weights / np.bincount(labels, weights)[labels]

@@ -1,6 +1,6 @@
 """One training step of MAG-SD: augment, look, augment where it looked, look again, compare.
 
-    uint8 batch -> data augmentation (Table 2) -> z-score -> I'_0 -> MA-Net -> P, A
+    uint8 batch -> data augmentation (Table 2; looks, if asked for) -> z-score -> I'_0 -> MA-Net -> P, A
     I'_0 and A -> mix-up, patching, dimming (section 3.3) -> I_1, I_2, I_3 -> MA-Net -> p_1, p_2, p_3
     P, p_1, p_2, p_3, label -> loss (section 3.4)
 
@@ -19,12 +19,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from . import attention_augmentation as attention_guided
-from .augmentation import AugmentationRanges, augment, draw_augmentation, normalize_batch
+from .augmentation import AugmentationRanges, augment, draw_augmentation, normalize_batch, warp
 from .config import TrainingConfig
 from .distributed import Processes
-from .losses import cross_entropy_loss, soft_distance, soft_target
+from .losses import cross_entropy_loss, outside_share, soft_distance, soft_target
+from .photometric import PhotometricRanges, disturb
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,23 +38,31 @@ def training_step(
     generator: torch.Generator,
     config: TrainingConfig,
     *,
+    lungs: Tensor | None = None,
     class_weights: Tensor | None = None,
     backward: Callable[[Tensor], None] = Tensor.backward,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of one batch to the network's parameters; return loss () and right predictions ().
 
     ``images`` uint8 (N, 1, S, S), ``labels`` int64 (N,), ``class_weights`` (C,) for the cross entropy.
+    ``lungs`` uint8 (N, 1, S, S), how much of each pixel is lung, for ``config.lung_attention``.
     ``generator`` lives on the images' device; all random draws of the step come from it. ``network`` is
     a :class:`~magsd.models.MANet` or one that :func:`wrap` returned. ``backward`` takes each term of the loss.
     """
     names = config.attention_augmentation
     draws = draw_augmentation(augmentation_ranges(config), len(images), generator)
-    image = normalize_batch(augment(images, draws))  # I'_0 (N, 1, S, S)
+    looks = photometric_ranges(config)
+    moved = augment(images, draws)
+    image = normalize_batch(disturb(moved, looks, generator) if looks.any else moved)  # I'_0 (N, 1, S, S)
     with _synchronised(network, last=not names):
         logits, attention = _look(network, image, config)
         total = _primary_term(logits, labels, config, class_weights)
+        if lungs is not None and config.lung_attention > 0:
+            height, width = attention.shape[-2:]
+            seen = functional.adaptive_avg_pool2d(warp(lungs.float(), draws) / 255, (height, width))
+            total = total + config.lung_attention * outside_share(attention, seen)
         backward(total)
-    total, logits = total.detach(), logits.detach()
+    total, logits, attention = total.detach(), logits.detach(), attention.detach()
     correct = (logits.argmax(1) == labels).sum()
     if not names:
         return total, correct
@@ -94,13 +104,13 @@ def _auxiliary_term(
 
 
 def _look(network: nn.Module, image: Tensor, config: TrainingConfig) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and detached attention (N, M, h, w), float32."""
+    """Logits (N, C) and attention (N, M, h, w), float32."""
     precision = _PRECISION[config.precision]
     if config.channels_last:
         image = image.contiguous(memory_format=torch.channels_last)
     with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
         output = network(image)
-    return output.logits.float(), output.attention.detach().float()
+    return output.logits.float(), output.attention.float()
 
 
 def augmentation_ranges(config: TrainingConfig) -> AugmentationRanges:
@@ -115,6 +125,11 @@ def augmentation_ranges(config: TrainingConfig) -> AugmentationRanges:
         horizontal_flip=config.horizontal_flip,
         vertical_flip=config.vertical_flip,
     )
+
+
+def photometric_ranges(config: TrainingConfig) -> PhotometricRanges:
+    """The changes of looks, which are not the paper's."""
+    return PhotometricRanges(config.augment_probability, config.tone, config.blur, config.noise, config.erasing)
 
 
 def draw_generator(device: torch.device, seed: int, fold: int, epoch: int, step: int, rank: int) -> torch.Generator:

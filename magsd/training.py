@@ -14,7 +14,7 @@ from .config import TrainingConfig, write_config
 from .data import Prepared, prepare, read_manifest
 from .distributed import Processes
 from .fold_training import FoldData, FoldResult, train_fold
-from .folds import Folds, load_folds, make_folds
+from .folds import FINAL, Folds, fold_name, load_folds, make_folds
 from .models import build_model, load_imagenet_weights
 from .progress import Progress, Report, no_bar, silent
 from .run_folder import check_same_data, data_facts, is_set_up, locked, set_up
@@ -33,6 +33,9 @@ def train(
 ) -> list[FoldResult]:
     """Train every fold, or only ``fold``; return where the models are.
 
+    ``fold`` :data:`~magsd.folds.FINAL` trains one model on all images, for which nothing is held out: it takes
+    the last epoch, and its scores are those of the folds trained in the same way.
+
     Raises
     ------
     DataError
@@ -42,7 +45,10 @@ def train(
     CheckpointError
         If a checkpoint to resume from is damaged or belongs to other data.
     """
-    if fold is not None and not 0 <= fold < config.folds:
+    if fold == FINAL:
+        if config.select != "last":
+            raise UsageError(f"--final has no validation part to choose by --select {config.select}: add --select last")
+    elif fold is not None and not 0 <= fold < config.folds:
         raise UsageError(f"--fold is {fold}: expected 0 to {config.folds - 1}")
     if config.batch_size % group.world_size:
         # unequal shares: the mean of the processes' gradients would not be the gradient of the batch
@@ -55,7 +61,7 @@ def train(
         facts = data_facts(manifest)
         if finished_setup:
             check_same_data(out, facts)
-        elif any(out.glob("fold*/last.pt")):
+        elif any(out.glob("fold*/last.pt")) or (out / "final" / "last.pt").exists():
             raise UsageError(f"{out} holds checkpoints without their config.yaml: choose another --out")
         if config.label_smoothing * len(manifest.classes) >= 1:
             raise UsageError(
@@ -67,18 +73,20 @@ def train(
         torch.manual_seed(config.seed)
         model = build_model(config, num_classes=max(2, len(manifest.classes)))
         # a fold that goes on takes its weights from its checkpoint
-        begins = any(not (out / f"fold{number}" / "last.pt").is_file() for number in numbers)
+        begins = any(not (out / fold_name(number) / "last.pt").is_file() for number in numbers)
         loaded = load_imagenet_weights(model, config.weights) if begins else "the weights of its checkpoints"
         if group.is_main:
             report(f"network: {config.model} on {loaded}, classes {', '.join(manifest.classes)}")
-        prepared = prepare(manifest, config.preprocessing(), progress=progress("reading"))
+        prepared = prepare(
+            manifest, config.preprocessing(), with_lungs=config.lung_attention > 0, progress=progress("reading")
+        )
         folds = _checked_folds(config, prepared, out if finished_setup else None, strict_data, report, group)
         splits = {
             number: folds.split(manifest, number, validation_fraction=config.validation_fraction, seed=config.seed)
             for number in numbers
         }
         for number, split in splits.items():
-            if not len(split.train) or not len(split.validation):
+            if not len(split.train) or (not len(split.validation) and number != FINAL):
                 raise DataError(f"fold {number} has no training or no validation images: use fewer --folds")
             if config.size == 32 and len(split.train) % config.batch_size == 1 and group.world_size == 1:
                 # its last feature map is one pixel: batch norm has nothing to take a variance of
@@ -91,12 +99,19 @@ def train(
         group.barrier()
 
         images = torch.from_numpy(prepared.images).unsqueeze(1)
+        lungs = None if prepared.lungs is None else torch.from_numpy(prepared.lungs).unsqueeze(1)
         labels = torch.from_numpy(manifest.label_indices())
+        names = [record.source for record in manifest.records]
+        sources = np.unique(names, return_inverse=True)[1].astype(np.int64)
         results = []
         for number, split in splits.items():
-            validation = np.stack([normalize(prepared.images[index]) for index in split.validation])
-            data = FoldData(images, labels, split, torch.from_numpy(validation), manifest.classes, facts)
-            results.append(train_fold(config, out / f"fold{number}", number, model, data, group, report, progress))
+            validation = np.zeros((len(split.validation), 1, config.size, config.size), np.float32)
+            for row, index in enumerate(split.validation):
+                validation[row] = normalize(prepared.images[index])
+            data = FoldData(
+                images, labels, split, torch.from_numpy(validation), manifest.classes, facts, lungs, sources
+            )
+            results.append(train_fold(config, out / fold_name(number), number, model, data, group, report, progress))
         return results
 
 

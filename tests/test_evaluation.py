@@ -31,6 +31,7 @@ from magsd.metrics import SCORES, classification_scores
 from magsd.predictors import Predictions, Run, predict, read_log
 from magsd.training import train
 from magsd_runtime.bundle import Bundle
+from magsd_runtime.calibration_record import Calibration
 from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.images import read_radiograph
 from magsd_runtime.localization import class_evidence_map, mean_attention_map
@@ -132,7 +133,7 @@ def test_the_confound_of_the_real_data_is_found_and_their_boxes_read(cxr: Path) 
     assert found is not None
     assert found["suspicious"]
     for record in read_manifest(cxr / "localization.csv").records:
-        truth = read_truth(record)
+        truth = read_truth(record, PreprocessingSpec())
         assert truth.mask.sum() == pytest.approx(truth.box.area, rel=0.05)
 
 
@@ -343,7 +344,7 @@ def test_a_bundle_is_judged_with_its_own_map_threshold_and_temperature(
     data = write_tiny_manifest(tmp_path / "data", patients=12)
     training = {"training": {"data": {"digest": read_manifest(data).digest()}}}
     bundle = Bundle(
-        tmp_path, training, "chest", "1", ("blob", "plain"), PreprocessingSpec(size=64), 2.0,
+        tmp_path, training, "chest", "1", ("blob", "plain"), PreprocessingSpec(size=64), Calibration(2.0),
         {"map": "evidence", "threshold": 0.41, "chosen_on": "phantoms"}, "0" * 64,
     )  # fmt: skip
     monkeypatch.setattr("magsd.evaluation.open_target", lambda path: bundle)

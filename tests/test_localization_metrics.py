@@ -29,7 +29,7 @@ from magsd.localization_metrics import (
 from magsd_runtime.errors import DataError
 from magsd_runtime.localization import enclosing_box, heat_mask
 from magsd_runtime.prediction import Box
-from magsd_runtime.preprocessing import PreprocessingSpec
+from magsd_runtime.preprocessing import Framing, PreprocessingSpec, Region
 
 SPEC = PreprocessingSpec(size=64)
 
@@ -46,7 +46,8 @@ def boxes() -> st.SearchStrategy[Box]:
 def truth_of(mask: np.ndarray, kind: str) -> Truth:
     box = enclosing_box(mask)
     assert box is not None
-    return Truth(mask, box, kind)
+    height, width = mask.shape
+    return Truth(mask, box, kind, Framing(width, height, Region(0, 0, width, height)))
 
 
 def case(patient: str, box: tuple[int, int, int, int], heat: np.ndarray, fold: int = 0, side: int = 70) -> Case:
@@ -214,13 +215,13 @@ def test_truth_is_read_in_the_files_pixels(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "small.png"), drawn[:70, :90])
     film = tmp_path / "film.png"
     boxes = ((5.5, 10.0, 10.0, 20.0), (90.0, 60.0, 30.0, 5.0))
-    truth = read_truth(Record(film, "sick", "p", boxes=boxes))
+    truth = read_truth(Record(film, "sick", "p", boxes=boxes), PreprocessingSpec())
     assert (truth.kind, truth.box) == ("box", Box(5.5, 10.0, 100, 65.0))  # clipped to the image
     assert truth.mask.sum() == 10 * 20 + 10 * 5
-    truth = read_truth(Record(film, "sick", "p", boxes=boxes, mask=tmp_path / "mask.png"))
+    truth = read_truth(Record(film, "sick", "p", boxes=boxes, mask=tmp_path / "mask.png"), PreprocessingSpec())
     assert (truth.kind, truth.box, truth.mask.sum()) == ("mask", Box(30, 10, 50, 20), 200)
     for name, message in (("empty", "is empty"), ("small", "must agree")):
         with pytest.raises(DataError, match=message):
-            read_truth(Record(film, "sick", "p", mask=tmp_path / f"{name}.png"))
+            read_truth(Record(film, "sick", "p", mask=tmp_path / f"{name}.png"), PreprocessingSpec())
     with pytest.raises(DataError, match="no box of"):
-        read_truth(Record(film, "sick", "p", boxes=((200.0, 10.0, 5.0, 5.0),)))
+        read_truth(Record(film, "sick", "p", boxes=((200.0, 10.0, 5.0, 5.0),)), PreprocessingSpec())

@@ -1,4 +1,4 @@
-"""The verb of the bridge: export. Parse, call one function, print."""
+"""The verbs of the bridge: export and train-lungs. Parse, call one function, print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magsd_runtime.errors import RESEARCH_USE, require
+from magsd_runtime.errors import RESEARCH_USE, UsageError, require
 
 if TYPE_CHECKING:
     from .bundling import Built
@@ -27,6 +27,7 @@ def export(argv: list[str]) -> int:
     parser.add_argument(
         "--fold", type=int, metavar="K", help="fold of the run (default: the one with the best validation score)"
     )
+    parser.add_argument("--final", action="store_true", help="the model that magsd train --final made of all folds")
     parser.add_argument("--name", metavar="N", help="name of the model (default: model and backbone)")
     parser.add_argument("--model-version", default="1", metavar="V", help="version of the model (default: 1)")
     parser.add_argument(
@@ -49,12 +50,17 @@ def export(argv: list[str]) -> int:
 
     for module in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxruntime"):
         require(module, feature="magsd export", extra="train")
+    from magsd.folds import FINAL
+
     from .bundling import build_bundle
+
+    if options.final and options.fold is not None:
+        raise UsageError("--final is the model of all folds: leave --fold out")
 
     built = build_bundle(
         options.run,
         options.out,
-        fold=options.fold,
+        fold=FINAL if options.final else options.fold,
         name=options.name,
         version=options.model_version,
         data=options.data,
@@ -65,6 +71,40 @@ def export(argv: list[str]) -> int:
         report=_say,
     )
     print(json.dumps(_record(built), allow_nan=False) if options.json else _text(built, options.run))
+    return 0
+
+
+def train_lungs(argv: list[str]) -> int:
+    """``magsd train-lungs``: the network that finds the lung fields, from films with masks."""
+    parser = argparse.ArgumentParser(
+        prog="magsd train-lungs",
+        description="Train the small network that finds the lung fields, for --crop lungs and --lung-attention. "
+        "magsd brings one already. " + RESEARCH_USE,
+    )
+    parser.add_argument("--data", required=True, type=Path, metavar="M.csv", help="CSV with path,mask[,patient]")
+    parser.add_argument("--patients", type=Path, metavar="P.csv", help="CSV with path,patient, if M.csv has none")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.onnx", help="file to create")
+    parser.add_argument("--epochs", type=int, default=200, metavar="N", help="passes over the films (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of everything random (default: 0)")
+    parser.add_argument("--force", action="store_true", help="replace --out")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    options = parser.parse_args(argv)
+
+    for module in ("torch", "onnx"):
+        require(module, feature="magsd train-lungs", extra="train")
+    from .lung_network import build_lungs
+
+    scores, sha256 = build_lungs(
+        options.data, options.out, patients=options.patients, epochs=options.epochs, seed=options.seed,
+        force=options.force, report=_say,
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps({"out": str(options.out), "sha256": sha256, **scores.to_dict(), "research_use_only": True}))
+    else:
+        print(
+            f"{options.out}  sha256 {sha256[:12]}...  Dice {scores.mean:.3f}, lowest {scores.lowest:.3f} "
+            f"on {scores.films} films of {scores.patients} held-out patients\n{RESEARCH_USE}"
+        )
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magsd.folds import FINAL, fold_name
 from magsd_runtime.bundle import LOCALIZATION_MAPS
 from magsd_runtime.errors import DataError, ImageError, UsageError
 from magsd_runtime.images import has_contrast, read_radiograph
@@ -43,6 +44,7 @@ def find_checkpoint(path: Path, fold: int | None = None) -> Source:
     """The checkpoint that ``path`` (a run folder, a fold's folder or a file) and ``fold`` name.
 
     Without ``fold``, of a run's folds the one with the best validation score: test images choose nothing.
+    ``FINAL`` is the model of all folds, also taken where a run has no other.
 
     Raises
     ------
@@ -60,7 +62,7 @@ def find_checkpoint(path: Path, fold: int | None = None) -> Source:
     if not path.is_dir():
         raise UsageError(f"{path}: no such run or checkpoint (magsd train makes one)")
     if (path / BEST).is_file():
-        if fold is not None and path.name != f"fold{fold}":
+        if fold is not None and path.name != fold_name(fold):
             raise UsageError(f"--fold {fold} goes with a run folder, and {path} is one fold")
         return Source(path / BEST, _run_of(path / BEST), "the fold given")
     found = {
@@ -68,6 +70,11 @@ def find_checkpoint(path: Path, fold: int | None = None) -> Source:
         for folder in sorted(path.glob("fold*"))
         if folder.name[4:].isdecimal() and (folder / BEST).is_file()
     }
+    final = path / fold_name(FINAL) / BEST
+    if final.is_file() and (fold == FINAL or (fold is None and not found)):
+        return Source(final, path, "the model of all folds")
+    if fold == FINAL:
+        raise UsageError(f"{path} has no final model: magsd train --final makes one")
     if not found:
         what = (
             f"has no fold with a {BEST} yet: train it to the end of an epoch first"
@@ -179,6 +186,8 @@ def _own_records(source: Source, info: CheckpointInfo) -> tuple[tuple[Record, ..
         )
     except DataError:
         return (), "none: the run's manifest or folds are not there"
+    if info.fold == FINAL:
+        return manifest.records, "images of the run, which the model was trained on"
     chosen = sorted({*split.test.tolist(), *split.validation.tolist()})
     return tuple(manifest.records[index] for index in chosen), (
         f"test and validation images of the run, fold {info.fold}"

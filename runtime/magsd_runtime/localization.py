@@ -4,7 +4,7 @@ Runtime and evaluation call these same functions:
 
     attention (M, h, w), evidence (C, M)
       -> mean_attention_map or class_evidence_map    float32 (h, w)
-      -> scale_to_unit(upsample(...))                float32 (S, S), 0 to 1: the network's square
+      -> square_heat                                 float32 (S, S), 0 to 1: the network's square
       -> findings(...), to_original(...)             boxes, heat (H, W): the original image
 
 Source: paper, section 4.4.6 (mean of the maps, upsampled, thresholded, boxes enclose the mask).
@@ -19,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .prediction import Box, Finding
-from .preprocessing import PreprocessingSpec, placement
+from .preprocessing import Framing, PreprocessingSpec, Region, lungs_in_square, placement
 
 # All boundaries that standardize() makes are multiples of 1 / 2048 pixel or coarser; a floating-point
 # error below this must not move a box by a whole pixel.
 _ROUNDING = 1e-6
+
+IN_LUNGS = "-lungs"
+"""Ending of the name of a map of which only the part inside the lung fields counts."""
 
 
 def mean_attention_map(attention: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -51,16 +54,32 @@ def localization_map(
 ) -> NDArray[np.float32]:
     """The map that a bundle names: ``attention`` (mean of all) or ``evidence`` (for one class).
 
+    The ending ``-lungs`` of a name is for :func:`square_heat`.
+
     Raises
     ------
     ValueError
         If ``name`` is neither.
     """
-    if name == "attention":
-        return mean_attention_map(attention)
-    if name == "evidence":
-        return class_evidence_map(attention, evidence, class_index)
+    match name.removesuffix(IN_LUNGS):
+        case "attention":
+            return mean_attention_map(attention)
+        case "evidence":
+            return class_evidence_map(attention, evidence, class_index)
     raise ValueError(f"localization map is {name!r}: expected attention or evidence")
+
+
+def square_heat(
+    name: str, coarse: NDArray[np.floating], framing: Framing, spec: PreprocessingSpec
+) -> NDArray[np.float32]:
+    """A map (h, w) as heat of the network's square: float32 (S, S), 0 to 1.
+
+    With a ``name`` that ends in ``-lungs`` the heat is multiplied by the lung fields, where some were found.
+    """
+    heat = scale_to_unit(upsample(coarse, spec.size))
+    if name.endswith(IN_LUNGS) and framing.lungs_found:
+        heat = scale_to_unit(heat * lungs_in_square(framing, spec))
+    return heat
 
 
 def upsample(heat: NDArray[np.floating], size: int) -> NDArray[np.float32]:
@@ -78,14 +97,14 @@ def scale_to_unit(heat: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def to_original(
-    heat_square: NDArray[np.floating], width: int, height: int, spec: PreprocessingSpec
+    heat_square: NDArray[np.floating], width: int, height: int, spec: PreprocessingSpec, region: Region | None = None
 ) -> NDArray[np.float32]:
     """Heat of the network's square in the original's pixels: (S, S) -> float32 (height, width).
 
     Bilinear with half-pixel centres within the part of the square that shows the image. What the
-    network never saw (outside the central square of fit ``crop``) is 0.
+    network never saw (outside the ``region`` of the framing, or the central square of fit ``crop``) is 0.
     """
-    (u0, v0, u1, v1), (x0, y0, x1, y1) = _visible(width, height, spec)
+    (u0, v0, u1, v1), (x0, y0, x1, y1) = _visible(_whole(width, height, spec, region), spec)
     seen = _bilinear(heat_square[v0:v1, u0:u1], x1 - x0, y1 - y0)
     if seen.shape == (height, width):
         return seen
@@ -108,17 +127,24 @@ def enclosing_box(mask: NDArray[np.bool_]) -> Box | None:
 
 
 def findings(
-    unit_heat: NDArray[np.floating], threshold: float, width: int, height: int, spec: PreprocessingSpec
+    unit_heat: NDArray[np.floating],
+    threshold: float,
+    width: int,
+    height: int,
+    spec: PreprocessingSpec,
+    region: Region | None = None,
 ) -> tuple[Finding, ...]:
     """Connected regions of ``heat_mask``, largest score first: unit heat (S, S) -> findings.
 
     Pixels that touch at a corner belong together (8-connected). ``score`` is the region's largest
     heat; of equal scores the larger region comes first. ``box`` is the smallest box of whole pixels of
     the original, ``width`` x ``height``, that holds the region. A letterbox's padding shows no image
-    and belongs to no region. ``area_fraction`` is the region's share of the whole original.
+    and belongs to no region. ``area_fraction`` is the region's share of the whole original. ``region``: the
+    part of the film that the network saw, from its framing.
     """
-    (u0, v0, u1, v1), _ = _visible(width, height, spec)
-    where = placement(width, height, spec)
+    framed = _whole(width, height, spec, region)
+    (u0, v0, u1, v1), _ = _visible(framed, spec)
+    where = placement(framed, spec)
     seen = unit_heat[v0:v1, u0:u1]
     mask = heat_mask(seen, threshold).astype(np.uint8)
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
@@ -128,10 +154,10 @@ def findings(
     for index in range(1, count):  # 0 is the background
         left, top, columns, rows, area = (int(value) for value in statistics[index])
         box = Box(
-            max(0, math.floor(where.left + (u0 + left) * where.scale_x + _ROUNDING)),
-            max(0, math.floor(where.top + (v0 + top) * where.scale_y + _ROUNDING)),
-            min(width, math.ceil(where.left + (u0 + left + columns) * where.scale_x - _ROUNDING)),
-            min(height, math.ceil(where.top + (v0 + top + rows) * where.scale_y - _ROUNDING)),
+            max(framed.x0, math.floor(where.left + (u0 + left) * where.scale_x + _ROUNDING)),
+            max(framed.y0, math.floor(where.top + (v0 + top) * where.scale_y + _ROUNDING)),
+            min(framed.x1, math.ceil(where.left + (u0 + left + columns) * where.scale_x - _ROUNDING)),
+            min(framed.y1, math.ceil(where.top + (v0 + top + rows) * where.scale_y - _ROUNDING)),
         )
         fraction = area * where.scale_x * where.scale_y / (width * height)
         regions.append((Finding(box, float(scores[index]), min(1.0, fraction)), (top, left)))
@@ -139,25 +165,29 @@ def findings(
     return tuple(finding for finding, _ in regions)
 
 
-def _visible(
-    width: int, height: int, spec: PreprocessingSpec
-) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """The part of the square that shows the image, and the part of the image it shows (x0, y0, x1, y1).
+def _whole(width: int, height: int, spec: PreprocessingSpec, region: Region | None) -> Region:
+    if region is None and spec.crop != "none":
+        raise ValueError(f"crop {spec.crop} needs the region that frame() gave")
+    return region or Region(0, 0, width, height)
+
+
+def _visible(region: Region, spec: PreprocessingSpec) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """The part of the square that shows the image, and the part of the original it shows (x0, y0, x1, y1).
 
     Both have integer edges: standardize() crops, resizes and pads in whole pixels.
     """
-    where = placement(width, height, spec)
+    where = placement(region, spec)
     square = (
-        max(0, round(-where.left / where.scale_x)),
-        max(0, round(-where.top / where.scale_y)),
-        min(spec.size, round((width - where.left) / where.scale_x)),
-        min(spec.size, round((height - where.top) / where.scale_y)),
+        max(0, round((region.x0 - where.left) / where.scale_x)),
+        max(0, round((region.y0 - where.top) / where.scale_y)),
+        min(spec.size, round((region.x1 - where.left) / where.scale_x)),
+        min(spec.size, round((region.y1 - where.top) / where.scale_y)),
     )
     image = (
-        max(0, round(where.left)),
-        max(0, round(where.top)),
-        min(width, round(where.left + spec.size * where.scale_x)),
-        min(height, round(where.top + spec.size * where.scale_y)),
+        max(region.x0, round(where.left)),
+        max(region.y0, round(where.top)),
+        min(region.x1, round(where.left + spec.size * where.scale_x)),
+        min(region.y1, round(where.top + spec.size * where.scale_y)),
     )
     return square, image
 
