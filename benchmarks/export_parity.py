@@ -30,6 +30,7 @@ from magsd_export.to_onnx import export_onnx, model_metadata
 from magsd_export.verification import ParityReport, compare, torch_network
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import MODEL_NAME, Bundle
+from magsd_runtime.calibration_record import Calibration
 from magsd_runtime.errors import ImageError, UsageError
 from magsd_runtime.files import sha256_file, write_json
 from magsd_runtime.images import read_radiograph
@@ -87,8 +88,9 @@ def measure(
         seconds = time.perf_counter() - started
         digest = sha256_file(path)
         bundle = Bundle(
-            Path(folder), {}, backbone, "benchmark", CLASSES, spec, 1.0, {"map": "attention", "threshold": 0.5}, digest
-        )
+            Path(folder), {}, backbone, "benchmark", CLASSES, spec, Calibration(),
+            {"map": "attention", "threshold": 0.5}, digest,
+        )  # fmt: skip
         with open_backend(bundle, "cpu") as backend:
             report = compare(torch_network(model), backend.run, size=spec.size, real=real)
         row = {

@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "magsd_runtime.commands:verify",
         "prove on this machine that a bundle computes what it should",
     ),
+    "calibrate": ("magsd_runtime.commands:calibrate", "fit a bundle's probabilities and thresholds to a site's cases"),
     "infer": ("magsd_runtime.commands:infer", "class, probabilities and where the network looked, per image"),
     "doctor": ("magsd_runtime.commands:doctor", "what this machine has, what would run, what is missing"),
     "phantoms": (

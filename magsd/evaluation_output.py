@@ -96,18 +96,22 @@ def write_evaluation(
 
 
 def predictions_csv(predictions: Predictions) -> str:
-    """One line a prediction; the fold is empty for a bundle."""
+    """One line a prediction; the fold is empty for a bundle. Logits, where there are any, are exact (float32)."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
+    logits = predictions.logits
+    if logits is None:
+        logits = np.empty((len(predictions.records), 0))
     table.writerow(
         ["path", "patient", "source", "fold", "label", "predicted"]
         + [f"probability_{name}" for name in predictions.classes]
+        + [f"logit_{name}" for name in predictions.classes if logits.shape[1]]
     )
-    for record, fold, guess, row in zip(
-        predictions.records, predictions.folds, predictions.predicted, predictions.probabilities
+    for record, fold, guess, row, exact in zip(
+        predictions.records, predictions.folds, predictions.predicted, predictions.probabilities, logits
     ):
         number = "" if fold == BUNDLE_FOLD else fold
-        shown = [f"{value:.6g}" for value in row]
+        shown = [f"{value:.6g}" for value in row] + [f"{value:.9g}" for value in exact]
         table.writerow(
             [
                 record.path,

@@ -62,7 +62,7 @@ def judge_bundle(bundle: Bundle, manifest: Manifest, device: str, batch: int, pr
     with bundle_network(bundle, device) as (network, name):
         outputs = _predict(network, records, images, bundle.classes, batch, progress("predicting"), bundle.temperature)
     predictions = Predictions(
-        bundle.classes, records, np.full(len(records), BUNDLE_FOLD, np.int64), outputs.probabilities
+        bundle.classes, records, np.full(len(records), BUNDLE_FOLD, np.int64), outputs.probabilities, outputs.logits
     )
     return Judged(
         predictions, _cases(records, outputs, BUNDLE_FOLD, truths, bundle.preprocessing), {}, None, name, notes
@@ -96,7 +96,7 @@ def judge_run(run: Run, manifest: Manifest, fold: int | None, device: str, batch
             if rows[number]:
                 shown = progress(f"fold {number}")
                 outputs = _predict(network, rows[number], images, run.classes, batch, shown)
-                predictions.append((number, rows[number], outputs.probabilities))
+                predictions.append((number, rows[number], outputs))
                 cases += _cases(rows[number], outputs, number, truths, run.preprocessing)
             if tuning_records[number]:
                 outputs = _predict(network, tuning_records[number], images, run.classes, batch, None)
@@ -105,7 +105,8 @@ def judge_run(run: Run, manifest: Manifest, fold: int | None, device: str, batch
         run.classes,
         tuple(record for _, part, _ in predictions for record in part),
         np.concatenate([np.full(len(part), number, np.int64) for number, part, _ in predictions]),
-        np.concatenate([part for _, _, part in predictions]),
+        np.concatenate([outputs.probabilities for _, _, outputs in predictions]),
+        np.concatenate([outputs.logits for _, _, outputs in predictions]),
     )
     notes = _run_notes(run, manifest, own, numbers, rows)
     return Judged(joined, cases, tuning, tuning_part if tuning else None, ", ".join(sorted(devices)), notes)

@@ -62,9 +62,10 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """Probabilities float64 (N, C) of N images; of the marked ones, by position, heat maps (h, w) by name."""
+    """Probabilities and logits (N, C) of N images; of the marked ones, by position, heat maps (h, w) by name."""
 
     probabilities: NDArray[np.float64]
+    logits: NDArray[np.floating]
     heats: dict[int, dict[str, NDArray[np.float32]]]
 
 
@@ -109,6 +110,7 @@ def read_log(path: Path) -> list[dict[str, float | None]]:
 class Predictions:
     """One row an image and model: ``folds`` int64 (N,) names the model, ``probabilities`` float64 (N, C).
 
+    ``logits`` (N, C), where they are known, are what the probabilities were made of.
     ``classes`` is the model's order. A record whose label the model does not know has label -1.
     """
 
@@ -116,6 +118,7 @@ class Predictions:
     records: tuple[Record, ...]
     folds: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    logits: NDArray[np.floating] | None = None
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -130,7 +133,8 @@ class Predictions:
         """The given rows: int indices or a bool mask (N,)."""
         rows = np.arange(len(self.records))[rows]
         records = tuple(self.records[row] for row in rows)
-        return Predictions(self.classes, records, self.folds[rows], self.probabilities[rows])
+        logits = None if self.logits is None else self.logits[rows]
+        return Predictions(self.classes, records, self.folds[rows], self.probabilities[rows], logits)
 
 
 @contextmanager
@@ -187,10 +191,12 @@ def predict(
     """
     marked = heat_classes or {}
     parts: list[NDArray[np.float64]] = []
+    logits: list[NDArray[np.floating]] = []
     heats: dict[int, dict[str, NDArray[np.float32]]] = {}
     for start in range(0, len(images), batch):
         stop = min(start + batch, len(images))
         outputs = network(np.stack([normalize(images[index]) for index in range(start, stop)]))
+        logits.append(outputs["logits"])
         parts.append(probabilities(outputs["logits"], temperature))
         for index in range(start, stop):
             if index in marked:
@@ -204,7 +210,7 @@ def predict(
                 }
         if progress is not None:
             progress(stop, len(images))
-    return Outputs(np.concatenate(parts), heats)
+    return Outputs(np.concatenate(parts), np.concatenate(logits), heats)
 
 
 def _checkpoint(path: Path, fold: int) -> Path:

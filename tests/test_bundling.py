@@ -34,6 +34,7 @@ from magsd_export.sources import (
 from magsd_export.to_onnx import export_onnx
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import load_bundle
+from magsd_runtime.bundle_writing import list_files
 from magsd_runtime.errors import CheckpointError, DataError, UsageError, VerificationError
 from magsd_runtime.pipeline import Pipeline
 from magsd_runtime.preprocessing import preprocess
@@ -126,7 +127,7 @@ def test_model_card_says_what_a_reader_must_know(built: Built) -> None:
     for text in (
         "Research use only", "blob, plain", "| blob | 12 |", "24 images of 24 patients", "auc 0.9500",
         "No test results were given", "stretch to 64 x 64", "not a radiologist's finding", "Apache-2.0",
-        "not calibrated", "fold 1 of 3", "9 radiographs",
+        "probabilities are as the network gives them", "fold 1 of 3", "9 radiographs",
     ):  # fmt: skip
         assert text in card, text
 
@@ -272,7 +273,7 @@ def test_golden_inputs_that_fail_stop_the_bundle(built: Built, tmp_path: Path) -
     keywords: dict[str, Any] = dict(arrays)
     np.savez(folder / "golden" / "expected.npz", **keywords)
     manifest = json.loads((folder / "bundle.json").read_text())
-    manifest["files"] = bundling._files(folder)
+    manifest["files"] = list_files(folder)
     (folder / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(VerificationError, match=f"golden inputs \\({name}\\)"):
         bundling._prove(folder)

@@ -27,9 +27,9 @@ from magsd.data import (
 )
 from magsd.data_checks import DataReport, Issue, difference_hash, near_duplicates
 from magsd.folds import Folds
-from magsd.manifest_csv import read_lines
 from magsd_runtime.errors import DataError
 from magsd_runtime.images import read_radiograph
+from magsd_runtime.manifest_csv import read_lines
 from magsd_runtime.preprocessing import PreprocessingSpec, standardize
 
 SPEC = PreprocessingSpec(size=64)

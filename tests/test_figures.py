@@ -16,7 +16,8 @@ from magsd.figures import (
     roc_figure,
     training_figure,
 )
-from magsd.metrics import calibration, roc_curves
+from magsd.metrics import roc_curves
+from magsd_runtime.calibration import reliability
 from magsd_runtime.prediction import Box
 
 
@@ -69,7 +70,7 @@ def test_roc_curves_of_a_perfect_and_a_useless_class(tmp_path: Path) -> None:
 
 def test_reliability_diagram_with_empty_bins(tmp_path: Path) -> None:
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.65, 0.35]])
-    result = calibration(labels=np.array([0, 1, 0]), probabilities=probabilities)
+    result = reliability(labels=np.array([0, 1, 0]), probabilities=probabilities)
     reliability_figure(tmp_path / "r.png", bins=result["bins"], ece=result["ece"])
     picture(tmp_path / "r.png")
 

@@ -14,7 +14,6 @@ from magsd import metrics
 from magsd.metrics import (
     SCORES,
     bootstrap_intervals,
-    calibration,
     class_scores,
     classification_scores,
     confusion_matrix,
@@ -156,30 +155,6 @@ def test_roc_curves_enclose_their_areas_and_the_macro_curve_the_mean_area(data: 
     if curves:
         assert curves[-1].name == "macro mean"
         assert curves[-1].auc == pytest.approx(roc_auc_macro(labels=labels, probabilities=probabilities))
-
-
-@settings(max_examples=60, deadline=None)
-@given(predictions(), st.integers(1, 15))
-def test_calibration_error_is_the_weighted_gap_of_the_bins(data: tuple, bins: int) -> None:
-    labels, _, probabilities = data
-    found = calibration(labels=labels, probabilities=probabilities, bins=bins)
-    members: list[list[tuple[float, bool]]] = [[] for _ in range(bins)]
-    for label, row in zip(labels, probabilities):
-        for number in range(bins):
-            if np.linspace(0, 1, bins + 1)[number] < row.max() <= np.linspace(0, 1, bins + 1)[number + 1]:
-                members[number].append((row.max(), row.argmax() == label))
-    error = 0.0
-    for row, inside in zip(found["bins"], members):
-        assert row["images"] == len(inside)
-        if inside:
-            confidence = sum(c for c, _ in inside) / len(inside)
-            accuracy = sum(right for _, right in inside) / len(inside)
-            assert (row["confidence"], row["accuracy"]) == (
-                pytest.approx(confidence),
-                pytest.approx(accuracy),
-            )
-            error += len(inside) / len(labels) * abs(accuracy - confidence)
-    assert found["ece"] == pytest.approx(error, abs=1e-12)
 
 
 @settings(max_examples=40, deadline=None)

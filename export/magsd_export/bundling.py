@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import re
-import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -26,12 +24,26 @@ from magsd.checkpoint import CheckpointInfo, load_model
 from magsd.config import unfinished
 from magsd_runtime._version import __version__
 from magsd_runtime.backends import open_backend
-from magsd_runtime.bundle import BUNDLE_SCHEMA, INPUT_NAME, MANIFEST_NAME, MODEL_NAME, OUTPUT_NAMES, Bundle, load_bundle
-from magsd_runtime.errors import DataError, UsageError, VerificationError
-from magsd_runtime.files import replacing_directory, sha256_file, write_json, write_text
+from magsd_runtime.bundle import (
+    BUNDLE_SCHEMA,
+    INPUT_NAME,
+    LUNGS_NAME,
+    MANIFEST_NAME,
+    MODEL_NAME,
+    OUTPUT_NAMES,
+    Bundle,
+    load_bundle,
+)
+from magsd_runtime.bundle_writing import check_out, list_files, publishing
+from magsd_runtime.calibrating import SENSITIVITIES
+from magsd_runtime.calibration_record import Calibration
+from magsd_runtime.errors import CheckpointError, DataError, UsageError, VerificationError
+from magsd_runtime.files import replacing, sha256_file, write_json, write_text
+from magsd_runtime.lungs import network_path
 from magsd_runtime.verification import VerificationReport, verify_bundle
 
 from .golden import write_golden
+from .held_out import held_out_calibration
 from .model_card import INTENDED_USE, LICENCE, model_card
 from .sources import Source, evaluation_facts, find_checkpoint, localization, read_evaluation, real_images
 from .to_onnx import export_onnx, model_metadata
@@ -51,6 +63,7 @@ class Built:
     info: CheckpointInfo
     parity: ParityReport
     verification: VerificationReport
+    notes: tuple[str, ...] = ()
 
 
 def build_bundle(
@@ -63,6 +76,9 @@ def build_bundle(
     data: str | os.PathLike[str] | None = None,
     images: int = DEFAULT_IMAGES,
     evaluation: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    positive: str | None = None,
+    sensitivities: Sequence[float] = SENSITIVITIES,
     force: bool = False,
     verbose: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -71,7 +87,9 @@ def build_bundle(
 
     ``name``: by default the model's and its backbone's. ``data``: a manifest whose images parity is judged
     on, at most ``images`` of them; by default the run's own test and validation parts. ``evaluation``: a
-    folder of ``magsd evaluate``, whose results and localization threshold the bundle takes over.
+    folder of ``magsd evaluate``, whose results and localization threshold the bundle takes over; on its held-out
+    predictions the temperature is fitted, and operating points for class ``positive`` are chosen, or on those of
+    ``calibration``, the evaluation of a cross-validation of the same recipe (:mod:`magsd_export.held_out`).
     ``force`` replaces a bundle that is at ``out``, and nothing else.
 
     Raises
@@ -87,7 +105,7 @@ def build_bundle(
     """
     out = Path(out)
     _check_names(name, version, images)
-    _check_out(out, force)
+    check_out(out, force)
     source = find_checkpoint(Path(checkpoint), fold)
     model, info = load_model(source.checkpoint)
     if at := unfinished(source.checkpoint.parent, info.config.epochs):
@@ -95,15 +113,24 @@ def build_bundle(
         source = replace(source, reason=f"{source.reason}; its training is not finished: {at}")
     report(f"checkpoint  {source.checkpoint} ({source.reason})")
     metrics = None if evaluation is None else read_evaluation(Path(evaluation), info, source)
+    calibrated, notes = held_out_calibration(
+        info,
+        source,
+        evaluation=None if evaluation is None else Path(evaluation),
+        calibration=None if calibration is None else Path(calibration),
+        positive=positive,
+        sensitivities=sensitivities,
+    )
     real = real_images(source, info, None if data is None else Path(data), images)
     name = name or f"{info.config.model}-{info.config.backbone}"
     _check_names(name, version, images)
 
-    with _publishing(out, force) as folder:
+    with publishing(out, force) as folder:
         described = model_metadata(info.classes, info.preprocessing, name=name, version=version)
         report("exporting   ONNX, opset 18, float32")
         export_onnx(model, info.preprocessing, folder / MODEL_NAME, described, verbose=verbose)
-        draft = _draft(folder, info, name, version, localization(source, info, metrics))
+        _copy_lungs(info, folder)
+        draft = _draft(folder, info, name, version, localization(source, info, metrics), calibrated)
         with open_backend(draft, "cpu") as backend:
             report(f"comparing   with PyTorch, {len(real.records)} radiographs and synthetic inputs")
             parity = compare(torch_network(model), backend.run, size=info.preprocessing.size, real=real)
@@ -116,10 +143,21 @@ def build_bundle(
         facts = _describe(draft, info, source, _architecture(model, info), parity, shapes)
         facts["training"]["evaluation"] = None if metrics is None else evaluation_facts(metrics, info)
         write_text(folder / "MODEL_CARD.md", model_card(facts))
-        write_json(folder / MANIFEST_NAME, {**facts, "files": _files(folder)})
+        write_json(folder / MANIFEST_NAME, {**facts, "files": list_files(folder)})
         report("verifying   the bundle with the runtime")
         verification = _prove(folder)
-    return Built(load_bundle(out), source, info, parity, verification)
+    return Built(load_bundle(out), source, info, parity, verification, tuple(notes))
+
+
+def _copy_lungs(info: CheckpointInfo, folder: Path) -> None:
+    """The network that crops, where the preprocessing has one."""
+    wanted = info.preprocessing.lungs_sha256
+    if not wanted:
+        return
+    if info.config.preprocessing() != info.preprocessing:  # also makes a network of the run's own known
+        raise CheckpointError("the run's lung network is another one than that of its training: train again")
+    with replacing(folder / LUNGS_NAME) as temporary:
+        shutil.copyfile(network_path(wanted), temporary)
 
 
 def _prove(folder: Path) -> VerificationReport:
@@ -132,8 +170,11 @@ def _prove(folder: Path) -> VerificationReport:
     return report
 
 
-def _draft(folder: Path, info: CheckpointInfo, name: str, version: str, where: dict[str, Any]) -> Bundle:
-    """The bundle as far as a backend needs it, before there is a bundle.json."""
+def _draft(
+    folder: Path, info: CheckpointInfo, name: str, version: str, where: dict[str, Any], calibration: Calibration
+) -> Bundle:
+    """The bundle as far as a backend needs it, before there is a bundle.json; binds the calibration to the model."""
+    model_sha256 = sha256_file(folder / MODEL_NAME)
     return Bundle(
         path=folder,
         manifest={},
@@ -141,9 +182,9 @@ def _draft(folder: Path, info: CheckpointInfo, name: str, version: str, where: d
         version=version,
         classes=info.classes,
         preprocessing=info.preprocessing,
-        temperature=1.0,
+        calibration=replace(calibration, model_sha256=model_sha256),
         localization=where,
-        model_sha256=sha256_file(folder / MODEL_NAME),
+        model_sha256=model_sha256,
     )
 
 
@@ -172,7 +213,7 @@ def _describe(
         "preprocessing_sha256": draft.preprocessing.sha256(),
         "inputs": [{"name": INPUT_NAME, "dtype": "float32", "shape": ["N", 1, size, size]}],
         "outputs": [{"name": key, "dtype": "float32", "shape": ["N", *shapes[key]]} for key in OUTPUT_NAMES],
-        "calibration": {"temperature": draft.temperature, "fitted": False, "operating_points": {}},
+        "calibration": draft.calibration.to_dict(),
         "localization": draft.localization,
         "training": {
             "data": info.data,
@@ -239,58 +280,9 @@ def git_commit() -> str | None:
         return None
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
-    return {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size": path.stat().st_size}
-        for path in paths
-    }
-
-
 def _check_names(name: str | None, version: str, images: int) -> None:
     for option, value in (("--name", name), ("--model-version", version)):
         if value is not None and not _NAME.fullmatch(value):
             raise UsageError(f"{option} is {value!r}: expected up to 64 letters, digits and . _ + -")
     if images < 0:
         raise UsageError(f"--images is {images}: expected 0 or more")
-
-
-def _check_out(out: Path, force: bool) -> None:
-    """Before the work: whether there is a bundle to replace, and room for a new one."""
-    if out.exists() or out.is_symlink():
-        if not force:
-            raise UsageError(f"--out {out} exists: add --force to replace the bundle, or choose another folder")
-        if out.is_symlink() or not out.is_dir() or not (out / MANIFEST_NAME).is_file():
-            raise UsageError(f"--out {out} is no bundle (no {MANIFEST_NAME}), so --force does not replace it")
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out}: no folder can be made there ({error.strerror})") from error
-    if not os.access(out.absolute().parent, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out}: no permission to write there")
-
-
-@contextmanager
-def _publishing(out: Path, force: bool) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block succeeds; a bundle there before is then replaced.
-
-    A folder cannot be replaced in one step: for the moment between two renames there is none, and if
-    the second fails, the old one is put back.
-    """
-    out = out.absolute()
-    if not (force and out.exists()):
-        with replacing_directory(out) as folder:
-            yield folder
-        return
-    fresh = out.with_name(f".{out.name[:32]}.{secrets.token_hex(6)}.new")
-    aside = out.with_name(f".{out.name[:32]}.{secrets.token_hex(6)}.old")
-    with replacing_directory(fresh) as folder:
-        yield folder
-    os.rename(out, aside)
-    try:
-        os.rename(fresh, out)
-    except OSError:
-        os.rename(aside, out)
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magsd_runtime.calibration_text import format_calibration
+from magsd_runtime.commands import fractions
 from magsd_runtime.errors import RESEARCH_USE, UsageError, require
 
 if TYPE_CHECKING:
@@ -41,8 +43,20 @@ def export(argv: list[str]) -> int:
         "--evaluation",
         type=Path,
         metavar="DIR",
-        help="what magsd evaluate wrote for this run: its results and localization threshold go into the bundle",
+        help="what magsd evaluate wrote for this run: its results and localization threshold go into the bundle, "
+        "and its held-out predictions calibrate it",
     )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="calibrate on the held-out folds of another run of the same recipe: its evaluation (or predictions.csv)",
+    )
+    parser.add_argument("--positive", metavar="CLASS", help="choose operating points for this class")
+    parser.add_argument(
+        "--sensitivity", type=fractions, default=(0.9, 0.95), metavar="S,S",
+        help="an operating point for each, the first is the default one (default: 0.9,0.95)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace the bundle in --out")
     parser.add_argument("--verbose", action="store_true", help="show the exporter's own messages on stderr")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -66,6 +80,9 @@ def export(argv: list[str]) -> int:
         data=options.data,
         images=options.images,
         evaluation=options.evaluation,
+        calibration=options.calibration,
+        positive=options.positive,
+        sensitivities=options.sensitivity,
         force=options.force,
         verbose=options.verbose,
         report=_say,
@@ -119,6 +136,8 @@ def _record(built: Built) -> dict[str, Any]:
         "fold": built.info.fold,
         "chosen": built.source.reason,
         "localization": bundle.localization,
+        "calibration": bundle.calibration.to_dict(),
+        "notes": list(built.notes),
         "parity": built.parity.to_dict(),
         "golden": {"inputs": [check.name for check in verification.checks], "passed": verification.passed},
         "research_use_only": True,
@@ -137,6 +156,9 @@ def _text(built: Built, run: Path) -> str:
             f"model       {bundle.name} {bundle.version}, {len(bundle.classes)} classes, model.onnx {size:.1f} MB",
             f"from        {built.source.reason}",
             f"heat map    {where['map']}, threshold {where['threshold']:g} ({where['chosen_on']})",
+            "",
+            format_calibration(bundle.calibration),
+            *built.notes,
             "",
             "parity with PyTorch",
             built.parity.format(),

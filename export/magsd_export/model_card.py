@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from magsd_runtime.calibration_record import Calibration
+from magsd_runtime.calibration_text import calibration_section
 from magsd_runtime.errors import RESEARCH_USE
 
 INTENDED_USE = (
@@ -29,6 +31,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         _training_data(training),
         "## Results",
         _results(training),
+        calibration_section(_calibration(manifest)),
         "## Input",
         _input(manifest["preprocessing"]),
         "## Where it looked",
@@ -121,6 +124,12 @@ def _results(training: dict[str, Any]) -> str:
     return "\n".join(lines).strip()
 
 
+def _calibration(manifest: dict[str, Any]) -> Calibration:
+    return Calibration.from_dict(
+        manifest["calibration"], classes=manifest["classes"], model_sha256=manifest["model"]["sha256"]
+    )
+
+
 def _input(spec: dict[str, Any]) -> str:
     clahe = (
         f"CLAHE with clip limit {spec['clahe_clip']:g} on {spec['clahe_grid']} x {spec['clahe_grid']} tiles"
@@ -163,9 +172,7 @@ def _limits(manifest: dict[str, Any]) -> str:
         "It knows its classes only: any other film, or picture, still gets one of them.",
         "Images of different classes that come from different sources differ in more than disease; a network "
         "learns that too. Results on other hospitals' films are likely to be worse.",
-        "Probabilities are not calibrated."
-        if not manifest["calibration"]["fitted"]
-        else "Probabilities were calibrated on one data set.",
+        "Probabilities are worth what their calibration is worth (above), and only on films like those of its cases.",
     ]
     if manifest["model"]["architecture"]["pooling"] != "attention":
         limits.append(

@@ -223,7 +223,7 @@ def localization(source: Source, info: CheckpointInfo, metrics: dict[str, Any] |
         why = f"not chosen: pooling {info.config.pooling} trains no attention, heat maps say nothing"
         return {**DEFAULT_LOCALIZATION, "chosen_on": why}
     if source.run is not None and (path := source.run / "localization.json").is_file():
-        value = _read_json(path)
+        value = read_json(path)
         chosen = _usable(value, value.get("chosen_on"))
         if chosen is None:
             raise UsageError(f"{path} is not usable: expected map (attention or evidence), threshold 0 to 1, chosen_on")
@@ -252,7 +252,7 @@ def read_evaluation(folder: Path, info: CheckpointInfo, source: Source) -> dict[
     path = folder / "metrics.json" if folder.is_dir() else folder
     if not path.is_file():
         raise UsageError(f"--evaluation {folder}: no metrics.json there (magsd evaluate RUN writes one)")
-    metrics = _read_json(path)
+    metrics = read_json(path)
     target = metrics.get("target")
     if not str(metrics.get("schema")).startswith("magsd.metrics/") or not isinstance(target, dict):
         raise UsageError(f"--evaluation {path} is not the metrics.json of magsd evaluate")
@@ -291,7 +291,7 @@ def evaluation_facts(metrics: dict[str, Any], info: CheckpointInfo) -> dict[str,
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -7,13 +7,16 @@ with expected outputs, so that a device can prove itself (``verification.py``).
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from .calibration_record import Calibration
 from .errors import ArtefactError, BundleError
+from .fields import Unusable as _Unusable
+from .fields import field as _field
+from .fields import number as _number
 from .files import sha256_file
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ MANIFEST_NAME = "bundle.json"
 MODEL_NAME = "model.onnx"
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("logits", "attention", "evidence", "embedding")
-LOCALIZATION_MAPS = ("attention", "evidence")
+LUNGS_NAME = "lungs.onnx"
+LOCALIZATION_MAPS = ("attention", "evidence", "attention-lungs", "evidence-lungs")
 
 _REMEDY = "copy or export the bundle again"
 
@@ -33,8 +37,8 @@ _REMEDY = "copy or export the bundle again"
 class Bundle:
     """A bundle whose description was checked; ``manifest`` is the whole of ``bundle.json``.
 
-    ``classes`` are in the order of the logits. ``localization``: ``map`` (attention or evidence)
-    and ``threshold`` (0 to 1). ``model_sha256``: of ``model.onnx``, the model's identity.
+    ``classes`` are in the order of the logits. ``localization``: ``map`` (one of
+    :data:`LOCALIZATION_MAPS`) and ``threshold`` (0 to 1). ``model_sha256``: of ``model.onnx``, the model's identity.
     """
 
     path: Path
@@ -43,9 +47,14 @@ class Bundle:
     version: str
     classes: tuple[str, ...]
     preprocessing: PreprocessingSpec
-    temperature: float
+    calibration: Calibration
     localization: dict[str, Any]
     model_sha256: str
+
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by."""
+        return self.calibration.temperature
 
     @property
     def model_path(self) -> Path:
@@ -73,6 +82,8 @@ def load_bundle(path: str | os.PathLike[str], *, check_files: bool = True) -> Bu
         raise BundleError(f"{folder / MANIFEST_NAME}: does not list {MODEL_NAME} in files: {_REMEDY}")
     for name, facts in files.items():
         _check_file(folder, name, facts, hash_too=check_files)
+    if wanted := bundle.preprocessing.lungs_sha256:
+        _bring_lungs(folder, files.get(LUNGS_NAME), wanted)
     if files[MODEL_NAME]["sha256"] != bundle.model_sha256:
         raise BundleError(
             f"{folder / MANIFEST_NAME}: model.sha256 is not the sha256 of {MODEL_NAME} in files: {_REMEDY}"
@@ -80,8 +91,14 @@ def load_bundle(path: str | os.PathLike[str], *, check_files: bool = True) -> Bu
     return bundle
 
 
-class _Unusable(Exception):
-    """A field of the manifest that is missing or senseless."""
+def _bring_lungs(folder: Path, facts: Any, wanted: str) -> None:
+    """Make the bundle's lung network known to the preprocessing. Its content was checked, or will not be used."""
+    if facts is None or facts["sha256"] != wanted:
+        raise BundleError(f"{folder / LUNGS_NAME}: is not the lung network that the preprocessing names: {_REMEDY}")
+    from .lungs import register
+
+    if register(folder / LUNGS_NAME) != wanted:
+        raise BundleError(f"{folder / LUNGS_NAME}: was altered, its sha256 is not the one listed: {_REMEDY}")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -138,12 +155,18 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> Bundle:
     if _field(manifest, "preprocessing_sha256", str) != spec.sha256():
         raise _Unusable("preprocessing_sha256 is not the hash of preprocessing")
 
-    temperature = _number(_field(manifest, "calibration", dict), "temperature", "calibration.")
-    if temperature <= 0:
-        raise _Unusable(f"calibration.temperature is {temperature}, expected a number above 0")
+    sha256 = _field(model, "sha256", str, "model.")
+    try:
+        calibration = Calibration.from_dict(manifest.get("calibration"), classes=classes, model_sha256=sha256)
+    except _Unusable:
+        raise
+    except ArtefactError as error:
+        raise BundleError(f"{folder / MANIFEST_NAME}: {error}") from error
     localization = _field(manifest, "localization", dict)
     if localization.get("map") not in LOCALIZATION_MAPS:
-        raise _Unusable(f"localization.map is {localization.get('map')!r}, expected attention or evidence")
+        raise _Unusable(
+            f"localization.map is {localization.get('map')!r}, expected one of {', '.join(LOCALIZATION_MAPS)}"
+        )
     if not 0 <= _number(localization, "threshold", "localization.") <= 1:
         raise _Unusable(f"localization.threshold is {localization['threshold']}, expected 0 to 1")
     return Bundle(
@@ -153,29 +176,10 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> Bundle:
         version=str(_field(model, "version", (str, int, float), "model.")),
         classes=tuple(classes),
         preprocessing=spec,
-        temperature=temperature,
+        calibration=calibration,
         localization=localization,
-        model_sha256=_field(model, "sha256", str, "model."),
+        model_sha256=sha256,
     )
-
-
-def _field(holder: dict[str, Any], name: str, kind: type | tuple[type, ...], prefix: str = "") -> Any:
-    if name not in holder:
-        raise _Unusable(f"{prefix}{name} is missing")
-    if not isinstance(holder[name], kind):
-        raise _Unusable(f"{prefix}{name} is a {type(holder[name]).__name__}")
-    return holder[name]
-
-
-def _number(holder: dict[str, Any], name: str, prefix: str) -> float:
-    value = _field(holder, name, (int, float), prefix)
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        number = math.inf
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise _Unusable(f"{prefix}{name} is {str(value)[:20]}, expected a finite number")
-    return number
 
 
 def _check_file(folder: Path, name: str, facts: Any, *, hash_too: bool) -> None:

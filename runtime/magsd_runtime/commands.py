@@ -1,4 +1,4 @@
-"""The runtime's verbs: infer, verify, doctor. Parse, call the library, print, return the exit code."""
+"""The runtime's verbs: infer, verify, calibrate, doctor. Parse, call the library, print, return the exit code."""
 
 from __future__ import annotations
 
@@ -89,6 +89,50 @@ def verify(argv: list[str]) -> int:
     return VerificationError.exit_code
 
 
+def calibrate(argv: list[str]) -> int:
+    """``magsd calibrate``: a bundle's temperature and operating points from a site's own cases."""
+    parser = argparse.ArgumentParser(
+        prog="magsd calibrate",
+        description="Fit a bundle's temperature, and choose its operating points, on cases that the model has not "
+        "seen; write a new bundle. " + RESEARCH_USE,
+        epilog="Exit code 2: too few cases, nothing is written; 3: some images could not be judged, the others were.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that magsd export wrote; it stays as it is")
+    parser.add_argument("--data", required=True, type=Path, metavar="M.csv", help="CSV with path,label,patient")
+    parser.add_argument("--out", type=Path, metavar="NEW", help="bundle to create (default: BUNDLE-calibrated)")
+    parser.add_argument("--force", action="store_true", help="replace the bundle in --out; it may be BUNDLE itself")
+    parser.add_argument(
+        "--positive", metavar="CLASS", help="class of the operating points (default: the bundle's, if it has one)"
+    )
+    parser.add_argument(
+        "--sensitivity", type=fractions, default=(0.9, 0.95), metavar="S,S",
+        help="an operating point for each, the first is the default one (default: 0.9,0.95)",
+    )  # fmt: skip
+    parser.add_argument("--note", default="", metavar="TEXT", help="where the cases are from, kept in the bundle")
+    parser.add_argument("--dry-run", action="store_true", help="show the figures, write nothing")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_backend(parser)
+    options = parser.parse_args(argv)
+
+    from .pipeline import Pipeline
+    from .site_calibration import calibrate_site, default_out, read_site
+
+    site = read_site(options.data)
+    out = None if options.dry_run else options.out or default_out(Path(options.bundle))
+    with (
+        Pipeline.open(options.bundle, options.backend, threads=options.threads) as pipeline,
+        closing(_Progress(len(site.images))) as progress,
+    ):
+        done = calibrate_site(
+            pipeline, site, out, positive=options.positive, sensitivities=options.sensitivity, note=options.note,
+            force=options.force, step=progress.step,
+        )  # fmt: skip
+    for line in done.notes:
+        print(f"magsd calibrate: {_printable(line)}", file=sys.stderr)
+    print(json.dumps(done.to_dict(), allow_nan=False) if options.json else done.format(), flush=True)
+    return 3 if done.judged.refused else 0
+
+
 def doctor(argv: list[str]) -> int:
     """``magsd doctor``: what this machine has, what would run, what is missing."""
     parser = argparse.ArgumentParser(
@@ -116,6 +160,11 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"is {value}, expected 1 or more")
     return value
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """``0.9,0.95`` -> (0.9, 0.95), for argparse."""
+    return tuple(float(part) for part in text.split(","))
 
 
 def _find(paths: Sequence[str]) -> list[Path]:
@@ -259,10 +308,18 @@ class _Table:
         self._label = max(5, *map(len, pipeline.bundle.classes))
         backend, bundle = pipeline.backend, pipeline.bundle
         self._model = f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"
+        self._point, self._positive = bundle.calibration.point(), bundle.calibration.positive_class
 
     def header(self) -> str:
-        columns = self._row("file", "label", "probability", "findings", "status")
-        return f"{self._model}\n{RESEARCH_USE}\n{columns}"
+        columns = self._row("file", "label", "probability", self._positive or "", "findings", "status")
+        lines = [self._model, RESEARCH_USE, columns]
+        if self._point is not None:
+            lines.insert(
+                1,
+                f"positive: {self._positive} {self._point.threshold:.3f} or more, which found "
+                f"{100 * self._point.sensitivity:.0f} % of it among the cases of the calibration ({self._point.name})",
+            )
+        return "\n".join(lines)
 
     def __call__(self, prediction: Prediction) -> str:
         status = ": ".join([prediction.status, "; ".join(reason.message for reason in prediction.reasons)])
@@ -270,14 +327,16 @@ class _Table:
         # Never "1.000": a probability that rounds to certainty is none
         probability = "-" if value is None else f"{value:.3f}" if value < 0.9995 else ">0.999"
         findings = str(len(prediction.findings)) if prediction.label is not None else "-"
+        decision = "-" if prediction.decision is None else "positive" if prediction.decision.positive else "negative"
         return self._row(
-            _printable(prediction.path), prediction.label or "-", probability, findings, status.rstrip(": ")
+            _printable(prediction.path), prediction.label or "-", probability, decision, findings, status.rstrip(": ")
         )
 
-    def _row(self, path: str, label: str, probability: str, findings: str, status: str) -> str:
+    def _row(self, path: str, label: str, probability: str, decision: str, findings: str, status: str) -> str:
         if len(path) > self._path:  # the end of a path tells more than its start
             path = "..." + path[3 - self._path :]
-        return f"{path:<{self._path}}  {label:<{self._label}}  {probability:>11}  {findings:>8}  {status}"
+        decided = "" if self._positive is None else f"{decision:<{max(8, len(self._positive))}}  "
+        return f"{path:<{self._path}}  {label:<{self._label}}  {probability:>11}  {decided}{findings:>8}  {status}"
 
 
 def _printable(text: str) -> str:

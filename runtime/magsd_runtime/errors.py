@@ -3,6 +3,7 @@
 MagsdError                        1  a fault of ours, if nothing below fits
 ├── UsageError                    2  wrong arguments or a wrong configuration
 │   ├── DataError                 2  a manifest, class folder or fold file that cannot be used
+│   │   └── CalibrationError      2  cases that probabilities cannot be calibrated on
 │   └── MissingExtraError         2  an optional part is not installed
 ├── ImageError                    3  one input cannot be read as a radiograph
 ├── ArtefactError                 4  an artefact is damaged, incompatible or of a newer version
@@ -36,6 +37,10 @@ class UsageError(MagsdError):
 
 class DataError(UsageError):
     """A manifest, class folder or fold file that training or evaluation cannot use."""
+
+
+class CalibrationError(DataError):
+    """Cases that probabilities cannot be calibrated on: too few, a class missing, or no temperature is best."""
 
 
 class MissingExtraError(UsageError):

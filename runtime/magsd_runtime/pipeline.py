@@ -20,9 +20,9 @@ from .bundle import Bundle, load_bundle
 from .calibration import probabilities
 from .errors import ImageError
 from .images import Radiograph, has_contrast, read_radiograph
-from .localization import findings, localization_map, scale_to_unit, to_original, upsample
+from .localization import findings, localization_map, square_heat, to_original
 from .prediction import Finding, Prediction, Reason
-from .preprocessing import normalize, standardize
+from .preprocessing import frame, normalize, standardize
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +30,14 @@ class Result:
     """A prediction, and what an overlay is drawn from.
 
     ``heat`` is float32 (H, W), 0 to 1, in the original image's pixels. ``heat`` is None when the image
-    was not judged or the heat not asked for; ``radiograph`` when the file could not be read.
+    was not judged or the heat not asked for; ``radiograph`` when the file could not be read. ``logits``
+    float32 (C,), None when the image was not judged.
     """
 
     prediction: Prediction
     heat: NDArray[np.float32] | None
     radiograph: Radiograph | None
+    logits: NDArray[np.floating] | None = None
 
 
 class Pipeline:
@@ -93,7 +95,8 @@ class Pipeline:
 
     def _judge(self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool) -> Result:
         bundle, spec = self.bundle, self.bundle.preprocessing
-        standardized = standardize(radiograph.pixels, spec)
+        framing = frame(radiograph.pixels, spec)
+        standardized = standardize(radiograph.pixels, spec, framing)
         # Standardizing can even out what little contrast there was, or crop it away
         if not has_contrast(radiograph) or standardized.min() == standardized.max():
             reason = Reason("no_contrast", "the image has one grey value only: there is nothing to judge")
@@ -112,25 +115,28 @@ class Pipeline:
         probability = probabilities(outputs["logits"], bundle.temperature)[0]
         best = int(outputs["logits"][0].argmax())
 
-        coarse = localization_map(bundle.localization["map"], outputs["attention"][0], outputs["evidence"][0], best)
-        square = scale_to_unit(upsample(coarse, spec.size))
+        shown = bundle.localization["map"]
+        coarse = localization_map(shown, outputs["attention"][0], outputs["evidence"][0], best)
+        square = square_heat(shown, coarse, framing, spec)
         size = (radiograph.width, radiograph.height)
-        found = findings(square, float(bundle.localization["threshold"]), *size, spec)
-        heat = to_original(square, *size, spec) if with_heat else None
+        found = findings(square, float(bundle.localization["threshold"]), *size, spec, framing.region)
+        heat = to_original(square, *size, spec, framing.region) if with_heat else None
         clock.lap("localize")
 
+        by_class = {name: float(value) for name, value in zip(bundle.classes, probability)}
         prediction = Prediction(
             path=_text(path),
             status="ok",
             label=bundle.classes[best],
             probability=float(probability[best]),
-            probabilities={name: float(value) for name, value in zip(bundle.classes, probability)},
+            probabilities=by_class,
+            decision=bundle.calibration.decide(by_class),
             findings=tuple(_rounded(finding) for finding in found),
             image=dict(radiograph.source),
             timings_ms=clock.finish(),
             **self._facts,
         )
-        return Result(prediction, heat, radiograph)
+        return Result(prediction, heat, radiograph, outputs["logits"][0])
 
     def _not_judged(
         self,

@@ -6,7 +6,7 @@ A finding is a region the network attended to, not a finding of a radiologist.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 PREDICTION_SCHEMA = "magsd.prediction/1"
@@ -72,13 +72,32 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """Positive or not for one class, by an operating point of the bundle's calibration.
+
+    ``positive`` is ``probability >= threshold``; ``probability`` is the calibrated one of ``positive_class``.
+    """
+
+    positive_class: str
+    probability: float
+    operating_point: str
+    threshold: float
+    positive: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the model says about one file.
 
     ``label``, ``probability`` (of the label) and ``probabilities`` (class to probability, in the
     model's order, sum 1) are None when the status is ``rejected`` or ``error``; ``image`` is empty when
-    the file could not be read. ``timings_ms``: decode, preprocess, inference, localize, total, those
-    that took place, in milliseconds. ``files``: what was written for this image, by kind.
+    the file could not be read. ``decision`` is None too where the bundle has no operating points; it does
+    not change the label, which is the class of the largest probability. ``timings_ms``: decode, preprocess,
+    inference, localize, total, those that took place, in milliseconds. ``files``: what was written for this
+    image, by kind.
     """
 
     path: str
@@ -94,6 +113,7 @@ class Prediction:
     backend: Mapping[str, Any] = field(default_factory=dict)
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    decision: Decision | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -104,6 +124,8 @@ class Prediction:
                 f"status {self.status!r} needs label, probability and probabilities "
                 + ("all set" if judged else "all None")
             )
+        if self.decision is not None and not judged:
+            raise ValueError(f"status {self.status!r} allows no decision")
 
     def to_dict(self) -> dict[str, Any]:
         """The record ``magsd.prediction/1``: only plain dicts, lists, strings, numbers, None."""
@@ -115,6 +137,7 @@ class Prediction:
             "label": self.label,
             "probability": self.probability,
             "probabilities": None if self.probabilities is None else dict(self.probabilities),
+            "decision": None if self.decision is None else self.decision.to_dict(),
             "findings": [finding.to_dict() for finding in self.findings],
             "image": dict(self.image),
             "model": dict(self.model),
