@@ -75,6 +75,7 @@ class TrainingConfig:
     blur: float = option(0.0, "random blur: largest standard deviation in pixels")
     noise: float = option(0.0, "random noise: largest standard deviation in grey levels of 255")
     erasing: float = option(0.0, "random rectangles of one grey: largest side as a fraction of the image")
+    spectrum: float = option(0.0, "taking over another film's radial power spectrum: how far, 0 to 1")
     lung_attention: float = option(0.0, "weight of the attention's share outside the lung fields in the loss")
     # attention-guided augmentation (section 3.3) and loss (section 3.4)
     attention_augmentation: tuple[str, ...] = option(
@@ -136,7 +137,8 @@ class TrainingConfig:
             if getattr(self, name) < 0:
                 raise _wrong(self, name, "0 or more")
         for name in (
-            "augment_probability", "mixup_gamma", "dimming_factor", "soft_distance_threshold", "erasing", "crop_margin",
+            "augment_probability", "mixup_gamma", "dimming_factor", "soft_distance_threshold", "erasing", "spectrum",
+            "crop_margin",
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise _wrong(self, name, "0 to 1")

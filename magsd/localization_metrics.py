@@ -154,7 +154,7 @@ def summarize(
     iou = np.array([score.iou[at] for score, at in zip(scores, chosen)])
     return {
         "iou_mean": float(iou.mean()),
-        "iou_mean_ci95": _mean_interval(iou, [case.record.patient for case in cases], resamples, seed),
+        "iou_mean_ci95": mean_interval(iou, [case.record.patient for case in cases], resamples, seed),
         "iou_at_25": float((iou >= IOU_AT).mean()),
         "mask_iou_mean": float(np.mean([score.mask_iou[at] for score, at in zip(scores, chosen)])),
         "box_iou_mean": float(np.mean([score.box_iou[at] for score, at in zip(scores, chosen)])),
@@ -303,7 +303,7 @@ def _box_above(rows: NDArray[np.floating], columns: NDArray[np.floating], thresh
     return Box(int(horizontal[0]), int(vertical[0]), int(horizontal[-1]) + 1, int(vertical[-1]) + 1)
 
 
-def _mean_interval(
+def mean_interval(
     values: NDArray[np.float64], patients: Sequence[str], resamples: int, seed: int
 ) -> list[float] | None:
     """95 % interval of the mean, patients drawn with replacement."""

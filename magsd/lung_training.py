@@ -34,7 +34,7 @@ ROTATION = 20.0  # largest, degrees
 SCALE, RATIO = 0.35, 0.2  # largest logarithm of the scale, and of the ratio of its axes
 SHIFT = 0.2  # largest, as a fraction of half the image
 BATCH = 16  # films a step
-NEGATIVES = 4  # images without lungs beside them
+NEGATIVES = 2  # images without lungs beside them
 LEARNING_RATE = 4e-3
 HELD_OUT = 0.1  # share of the patients that only the Dice score sees
 
@@ -159,14 +159,16 @@ def _batch(films: Tensor, masks: Tensor, generator: torch.Generator) -> tuple[Te
 
 
 def images_without_lungs(films: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """float32 (count, 1, S, S), 0 to 255: one even grey, then in turn clouds of noise of any grain and shuffled films.
+    """float32 (count, 1, S, S), 0 to 255: an even grey, a cloud of noise of any grain, or a shuffled film.
 
     Without them the network draws lungs on anything, since all it ever saw had some.
     """
     side = films.shape[-1]
-    images = [torch.full((1, side, side), 255 * float(torch.rand((), generator=generator)))]
-    while len(images) < count:
-        if len(images) % 2:
+    images = []
+    for kind in torch.randint(3, (count,), generator=generator).tolist():
+        if kind == 0:
+            images.append(torch.full((1, side, side), 255 * float(torch.rand((), generator=generator))))
+        elif kind == 1:
             grain = 2 ** int(torch.randint(1, 8, (), generator=generator))
             cloud = torch.rand((1, 1, grain, grain), generator=generator) * 255
             images.append(functional.interpolate(cloud, (side, side), mode="bilinear")[0])

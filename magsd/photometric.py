@@ -3,10 +3,14 @@
     tone      a random monotone curve of the grey levels: gamma, contrast, windowing, film response
     blur      Gaussian: detector, scaling, photographs of a screen
     noise     Gaussian
+    spectrum  the radial power spectrum of another film of the batch: its sharpness, grain and scale of contrast
     erasing   rectangles of one random grey: markers, collimation, text, and any single place relied upon
 
 Not part of the paper. The z-score that follows cancels affine changes of intensity (Table 2's brightness and
 contrast), not these. All draws come from the generator, nothing waits for the device.
+
+Source of the spectrum: Yang and Soatto 2020 (FDA) swap low frequencies between domains; here whole radial profiles
+are taken over, between films of one batch, so that no film keeps what gives its source away.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 _KNOTS = 8
+_RINGS = 24  # of the spectrum, from the centre to the highest frequency along an axis
+_LARGEST_GAIN = 2.0  # natural logarithm
 _ERASED = 4  # rectangles drawn for an image; each is used with one half
 
 
@@ -27,7 +33,8 @@ class PhotometricRanges:
 
     ``probability`` of each change. ``tone``: standard deviation of the logarithm of the curve's slopes.
     ``blur``: largest standard deviation, pixels. ``noise``: largest standard deviation, grey levels of 255.
-    ``erasing``: largest side of a rectangle as a fraction of the image's.
+    ``erasing``: largest side of a rectangle as a fraction of the image's. ``spectrum``: 0 to 1, how far the
+    logarithm of the spectrum goes towards the other film's.
     """
 
     probability: float = 0.5
@@ -35,24 +42,26 @@ class PhotometricRanges:
     blur: float = 0.0
     noise: float = 0.0
     erasing: float = 0.0
+    spectrum: float = 0.0
 
     @property
     def any(self) -> bool:
-        return self.probability > 0 and max(self.tone, self.blur, self.noise, self.erasing) > 0
+        return self.probability > 0 and max(self.tone, self.blur, self.noise, self.erasing, self.spectrum) > 0
 
 
 @torch.no_grad()
 def disturb(images: Tensor, ranges: PhotometricRanges, generator: torch.Generator) -> Tensor:
-    """uint8 or float (N, 1, S, S), 0 to 255 -> float32 (N, 1, S, S), 0 to 255.
+    """uint8 or float (N, 1, S, S), 0 to 255 -> float32 (N, 1, S, S), about 0 to 255 (a new spectrum can leave it).
 
     Draws the same random numbers whatever is switched off, so that one change does not shift another's draws.
     """
     count, device = len(images), images.device
     images = images.float()
-    drawn = (torch.rand((4, count), generator=generator, device=device) < ranges.probability).float()
+    drawn = (torch.rand((5, count), generator=generator, device=device) < ranges.probability).float()
     curves = torch.randn((count, _KNOTS), generator=generator, device=device)
     sigma = torch.rand((2, count), generator=generator, device=device)
     seeds = torch.rand((count, _ERASED, 6), generator=generator, device=device)
+    others = torch.rand((count,), generator=generator, device=device).argsort()
     if ranges.tone > 0:
         images = tone_curve(images, torch.exp(curves * ranges.tone * drawn[0, :, None]))
     if ranges.blur > 0:
@@ -60,6 +69,8 @@ def disturb(images: Tensor, ranges: PhotometricRanges, generator: torch.Generato
     if ranges.noise > 0:
         noise = torch.randn(images.shape, generator=generator, device=device)
         images = (images + noise * (sigma[1] * ranges.noise * drawn[2])[:, None, None, None]).clamp(0, 255)
+    if ranges.spectrum > 0:
+        images = take_spectrum(images, images[others], ranges.spectrum * drawn[4])
     if ranges.erasing > 0:
         images = erase(images, rectangles(seeds, ranges.erasing), seeds[..., 5] * 255, drawn[3])
     return images
@@ -92,6 +103,33 @@ def gaussian_blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
     rows = functional.conv2d(rows, kernel[:, None, :, None], groups=count)
     rows = functional.conv2d(rows, kernel[:, None, None, :], groups=count)
     return rows.transpose(0, 1)
+
+
+def take_spectrum(images: Tensor, others: Tensor, strength: Tensor) -> Tensor:
+    """Give each film (N, 1, S, S) the radial spectrum of another: float32 (N, 1, S, S), its mean is kept.
+
+    The gain of a frequency is the ratio of the two films' geometric mean amplitudes on its ring, linear between
+    rings, at most e^2 either way, to the power ``strength`` (N,), 0 to 1. Phases, the structure, stay.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    vertical = torch.fft.fftfreq(height, device=device)[:, None]
+    horizontal = torch.fft.rfftfreq(width, device=device)[None]
+    radius = ((vertical**2 + horizontal**2).sqrt() * 2 * _RINGS).flatten()
+    ring = radius.floor().clamp(max=_RINGS - 1).long()
+    members = functional.one_hot(ring, _RINGS).float()  # (frequencies, rings)
+    members = members / members.sum(0)
+    mean = images.mean((2, 3), keepdim=True)
+    spectrum = torch.fft.rfft2(images - mean)
+    profiles = [
+        (one.abs() + 1e-3).log().flatten(1) @ members
+        for one in (spectrum, torch.fft.rfft2(others - others.mean((2, 3), keepdim=True)))
+    ]
+    gain = (profiles[1] - profiles[0]).clamp(-_LARGEST_GAIN, _LARGEST_GAIN) * strength[:, None]
+    gain = functional.pad(gain, (0, 1), mode="replicate")
+    share = (radius - ring).clamp(0, 1)
+    gain = gain[:, ring] * (1 - share) + gain[:, ring + 1] * share
+    return torch.fft.irfft2(spectrum * gain.exp().view(count, *spectrum.shape[1:]), s=(height, width)) + mean
 
 
 def rectangles(seeds: Tensor, largest: float) -> Tensor:

@@ -129,7 +129,9 @@ def augmentation_ranges(config: TrainingConfig) -> AugmentationRanges:
 
 def photometric_ranges(config: TrainingConfig) -> PhotometricRanges:
     """The changes of looks, which are not the paper's."""
-    return PhotometricRanges(config.augment_probability, config.tone, config.blur, config.noise, config.erasing)
+    return PhotometricRanges(
+        config.augment_probability, config.tone, config.blur, config.noise, config.erasing, config.spectrum
+    )
 
 
 def draw_generator(device: torch.device, seed: int, fold: int, epoch: int, step: int, rank: int) -> torch.Generator:

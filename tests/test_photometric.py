@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magsd.photometric import PhotometricRanges, disturb, erase, gaussian_blur, rectangles, tone_curve
+from magsd.photometric import PhotometricRanges, disturb, erase, gaussian_blur, rectangles, take_spectrum, tone_curve
 
-ALL = PhotometricRanges(probability=0.5, tone=0.5, blur=1.5, noise=20.0, erasing=0.4)
+ALL = PhotometricRanges(probability=0.5, tone=0.5, blur=1.5, noise=20.0, erasing=0.4, spectrum=1.0)
 
 
 def films(count: int = 6, size: int = 24, seed: int = 0) -> torch.Tensor:
@@ -91,8 +91,8 @@ def test_disturb_is_decided_by_the_generator_and_stays_in_range() -> None:
     one, two = (disturb(images, ALL, torch.Generator().manual_seed(5)) for _ in range(2))
     torch.testing.assert_close(one, two, atol=0, rtol=0)
     assert one.dtype == torch.float32
-    assert float(one.min()) >= 0
-    assert float(one.max()) <= 255.001
+    assert float(one.min()) > -255
+    assert float(one.max()) < 510
     other = disturb(images, ALL, torch.Generator().manual_seed(6))
     assert not torch.equal(one, other)
 
@@ -108,3 +108,33 @@ def test_about_the_asked_share_of_images_is_changed() -> None:
     images = films(400, 8)
     changed = disturb(images, PhotometricRanges(0.25, noise=20.0), torch.Generator().manual_seed(2)) != images
     assert 0.18 < float(changed.any(3).any(2).float().mean()) < 0.32
+
+
+def test_spectrum_is_taken_ring_by_ring_and_phases_stay() -> None:
+    images, others = films(3, 32, seed=1), films(3, 32, seed=2)
+    others[1] = gaussian_blur(others[1:2], torch.tensor([1.5]), 1.5)[0]
+    strength = torch.tensor([1.0, 1.0, 0.0])
+    found = take_spectrum(images, others, strength)
+    torch.testing.assert_close(found.mean((1, 2, 3)), images.mean((1, 2, 3)), atol=1e-2, rtol=0)
+    torch.testing.assert_close(found[2], images[2], atol=1e-2, rtol=0)
+    frequency = np.fft.fftfreq(32)
+    for image, other, result in zip(images[:2].numpy()[:, 0], others[:2].numpy()[:, 0], found[:2].numpy()[:, 0]):
+        before, wanted, after = (np.fft.fft2(one - one.mean()) for one in (image, other, result))
+        # the half that a real transform keeps is what the rings are averaged over
+        rings: dict[int, list[tuple[int, int]]] = {}
+        for y in range(32):
+            for x in range(17):
+                radius = math.hypot(frequency[y], x / 32) * 48
+                rings.setdefault(min(int(radius), 23), []).append((y, x))
+        profile = [
+            np.mean([math.log(abs(wanted[at]) + 1e-3) - math.log(abs(before[at]) + 1e-3) for at in rings[ring]])
+            for ring in range(24)
+        ]
+        gains = [*np.clip(profile, -2, 2), np.clip(profile[-1], -2, 2)]
+        for y in range(32):
+            for x in range(1, 16):  # the edges of the half are their own mirror images
+                radius = math.hypot(frequency[y], x / 32) * 48
+                ring = min(int(radius), 23)
+                share = min(radius - ring, 1.0)
+                gain = gains[ring] * (1 - share) + gains[ring + 1] * share
+                assert abs(after[y, x] - before[y, x] * math.exp(gain)) < 2e-2 * abs(before[y, x]) + 0.5
