@@ -72,7 +72,7 @@ def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
     assert not modules & {*FORBIDDEN, *HEAVY}
 
 
-@pytest.mark.parametrize("verb", ["infer", "verify", "doctor"])
+@pytest.mark.parametrize("verb", ["infer", "verify", "calibrate", "doctor"])
 def test_help_of_a_runtime_verb_loads_nothing_heavy(verb: str) -> None:
     code = """
 from magsd.cli import main

@@ -158,7 +158,7 @@ def _text(built: Built, run: Path) -> str:
             f"heat map    {where['map']}, threshold {where['threshold']:g} ({where['chosen_on']})",
             "",
             format_calibration(bundle.calibration),
-            *built.notes,
+            *(built.notes if bundle.calibration.fitted else ()),  # else the line above has said it
             "",
             "parity with PyTorch",
             built.parity.format(),

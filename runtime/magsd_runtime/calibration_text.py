@@ -30,7 +30,7 @@ def format_calibration(calibration: Calibration) -> str:
         lines.append(f"ECE          {'':>8}{honest:>8.4f}  cross-validated: each patient outside the fit")
     if calibration.operating_points:
         lines += ["", f"positive for {calibration.positive_class} where its probability is at least the threshold"]
-        lines.append(f"{'':<16}{'threshold':>10}   {'sensitivity':<22}{'specificity':<22}")
+        lines.append(f"{'':<16}{'threshold':>10}   {'sensitivity':<25}{'specificity'}")
         lines += [_point(point, point.name == calibration.default) for point in calibration.operating_points]
         lines.append("thresholds were chosen on these same cases: expect new ones to be missed slightly more often")
     return "\n".join(lines)
@@ -72,18 +72,18 @@ def calibration_section(calibration: Calibration) -> str:
 def with_section(card: str, calibration: Calibration) -> str:
     """The model card with its calibration section replaced, or added at the end if it has none."""
     section = calibration_section(calibration)
-    start = card.find(CARD_HEADING + "\n")
-    if start < 0:
+    before, heading, after = card.partition(f"\n{CARD_HEADING}\n")
+    if not heading:
         return card.rstrip("\n") + "\n\n" + section + "\n"
-    end = card.find("\n## ", start)
-    return card[:start] + section + ("\n" if end < 0 else "\n" + card[end:])
+    _, next_heading, rest = after.partition("\n## ")
+    return f"{before}\n{section}\n{next_heading}{rest}"
 
 
 def _point(point: OperatingPoint, default: bool) -> str:
     sensitivity = _rate(point.sensitivity, point.sensitivity_ci95)
     specificity = _rate(point.specificity, point.specificity_ci95)
     mark = "default" if default else ""
-    return f"{point.name:<16}{point.threshold:>10.4f}   {sensitivity:<22}{specificity:<22}{mark}".rstrip()
+    return f"{point.name:<16}{point.threshold:>10.4f}   {sensitivity:<25}{specificity:<25}{mark}".rstrip()
 
 
 def _rate(value: float, interval: tuple[float, float]) -> str:

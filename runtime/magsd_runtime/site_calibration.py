@@ -48,10 +48,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Judged:
-    """The cases to calibrate on, the predictions of images that were refused, and of how many images what was unknown.
+    """The cases to calibrate on, and what did not become one.
 
-    ``unknown`` counts images by label, for labels that the model does not have. ``review``: images that were judged,
-    but flagged.
+    ``refused``: name and prediction of each image that was not judged. ``unknown``: images by label, for labels that
+    the model does not have. ``review``: how many images among the cases were flagged.
     """
 
     cases: Cases
@@ -241,7 +241,7 @@ def _left_out(judged: Judged) -> list[str]:
     if judged.unknown:
         labels = ", ".join(f"{name} {number}" for name, number in judged.unknown.items())
         count = _images(sum(judged.unknown.values()))
-        lines.append(f"{count} of classes that the model has not took no part: {labels}")
+        lines.append(f"{count} took no part, since the model does not have their class: {labels}")
     if judged.review:
         lines.append(f"{_images(judged.review)} flagged for review took part")
     return lines
