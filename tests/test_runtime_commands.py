@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 
 import tiny_bundle
 from magsd.cli import main
-from magsd_runtime import commands, hardware
+from magsd_runtime import commands, hardware, shipped
 from magsd_runtime import doctor as doctor_module
+from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import BundleError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,13 +199,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(bundle: Path, films: Path, 
 def test_the_bundle_comes_from_the_environment_or_the_line_says_how_to_make_one(
     bundle: Path, films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["infer", str(films / "a")]) == 2
-    error = capsys.readouterr().err
-    assert "--bundle" in error
-    assert "magsd export" in error
-    assert error.count("\n") == 1
+    monkeypatch.setattr(shipped, "SHIPPED", films / "none")
+    for verb in (["infer", str(films / "a")], ["verify"]):
+        assert main(verb) == 2
+        error = capsys.readouterr().err
+        assert "--bundle" in error
+        assert "magsd export" in error
+        assert error.count("\n") == 1
     monkeypatch.setenv("MAGSD_BUNDLE", str(bundle))
     assert main(["infer", str(films / "a")]) == 0
+    assert main(["verify"]) == 0
+    monkeypatch.delenv("MAGSD_BUNDLE")
+    monkeypatch.setattr(shipped, "SHIPPED", bundle)
+    capsys.readouterr()
+    assert main(["infer", str(films / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["name"] == load_bundle(bundle).name
 
 
 @pytest.mark.parametrize("arguments", [[], ["--threads", "0", "x.png"], ["--backend", "tpu", "x.png"]])

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RESEARCH_USE, UsageError
+from .shipped import choose_bundle
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline, Result
     from .prediction import Prediction, Reason
 
 _BACKENDS = ("auto", "cpu", "cuda")  # as backends.BACKENDS, which --help need not import
-_NO_BUNDLE = (
-    "no bundle: name one with --bundle DIR or in MAGSD_BUNDLE; magsd train and then magsd export RUN --out DIR make one"
-)
 _FAULTS = ("fault", "overlay_failed")  # of magsd, not of the image
 _WIDEST_PATH = 48
 _LONGEST_STEM = 180  # bytes; file systems end at 255, and suffixes and temporary names come on top
@@ -36,16 +34,14 @@ def infer(argv: list[str]) -> int:
         epilog="Exit code 3: at least one image was unreadable or rejected; the others were done.",
     )
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder or glob; - reads a list on stdin")
-    parser.add_argument("--bundle", metavar="DIR", help="the model to use (default: $MAGSD_BUNDLE)")
+    parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here")
     parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     _add_backend(parser)
     options = parser.parse_args(argv)
 
-    bundle = options.bundle or os.environ.get("MAGSD_BUNDLE")
-    if not bundle:
-        raise UsageError(_NO_BUNDLE)
+    bundle = choose_bundle(options.bundle)
     images = _find(options.paths)
     names = _output_names(images)
     if options.out is not None:
@@ -70,7 +66,10 @@ def verify(argv: list[str]) -> int:
         description="Prove on this machine that a bundle computes what it computed where it was made. " + RESEARCH_USE,
         epilog="Exit code 4: a file is damaged; 5: the outputs differ by more than is allowed.",
     )
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder that magsd export wrote")
+    parser.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE",
+        help="folder that magsd export wrote (default: $MAGSD_BUNDLE, or the one in the box)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     _add_backend(parser)
     options = parser.parse_args(argv)
@@ -80,7 +79,7 @@ def verify(argv: list[str]) -> int:
     from .errors import VerificationError
     from .verification import verify_bundle
 
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(choose_bundle(options.bundle))
     with open_backend(bundle, options.backend, threads=options.threads) as backend:
         report = verify_bundle(bundle, backend)
     print(json.dumps(report.to_dict(), allow_nan=False) if options.json else report.format(), flush=True)

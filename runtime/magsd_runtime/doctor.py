@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib import metadata
 from typing import Any
 
 from . import __version__, hardware
-from .errors import RESEARCH_USE, MagsdError
+from .errors import RESEARCH_USE, MagsdError, UsageError
+from .shipped import choose_bundle
 
 # Shown name: distributions that bring it. Versions come from package metadata: importing some of
 # these takes seconds.
@@ -55,7 +55,7 @@ def examine() -> dict[str, Any]:
         "libraries": libraries,
         "onnxruntime": {"providers": providers},
         "backend": backend,
-        "bundle": os.environ.get("MAGSD_BUNDLE") or None,
+        "bundle": _bundle(),
         "missing": _missing(libraries, gpu, providers),
     }
 
@@ -81,7 +81,7 @@ def format_report(report: dict[str, Any]) -> str:
         rows.append((name, version or "not installed"))
     backend = report["backend"]
     rows.append(("backend", f"{backend['name'] or 'none'}: {backend['reason']}"))
-    rows.append(("bundle", report["bundle"] or "none set (MAGSD_BUNDLE); name one with --bundle"))
+    rows.append(("bundle", report["bundle"] or "none in the box, none in MAGSD_BUNDLE; name one with --bundle"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     for item in report["missing"]:
@@ -178,3 +178,11 @@ def _operating_system() -> str:
 
 def _gib(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 2**30:.1f} GiB"
+
+
+def _bundle() -> str | None:
+    """The bundle that `magsd infer` would use without --bundle."""
+    try:
+        return choose_bundle(None)
+    except UsageError:
+        return None
