@@ -100,6 +100,7 @@ class TrainingConfig:
     epochs: int = option(100, "passes over the training images")
     batch_size: int = option(32, "images a step, over all processes")
     learning_rate: float = option(1e-3, "learning rate at the beginning")
+    backbone_rate: float = option(1.0, "factor of the learning rate for the backbone; 0 leaves its weights as they are")
     momentum: float = option(0.9, "SGD momentum")
     nesterov: bool = option(False, "Nesterov momentum, as in the released code")
     weight_decay: float = option(1e-6, "weight decay")
@@ -132,7 +133,7 @@ class TrainingConfig:
                 raise _wrong(self, name, "more than 0")
         for name in (
             "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed", "rotation",
-            "tone", "blur", "noise", "lung_attention",
+            "tone", "blur", "noise", "lung_attention", "backbone_rate",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise _wrong(self, name, "0 or more")

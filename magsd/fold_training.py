@@ -76,7 +76,7 @@ def train_fold(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
+        _parameter_groups(config, model),
         lr=config.learning_rate, momentum=config.momentum,
         weight_decay=config.weight_decay, nesterov=config.nesterov,
     )  # fmt: skip
@@ -160,7 +160,7 @@ class _Fold:
             lungs = None if self.data.lungs is None else self.data.lungs[share].to(device, non_blocking=True)
             position = state.epoch + step / len(batches)
             for parameters in self.optimizer.param_groups:
-                parameters["lr"] = learning_rate(config, position)
+                parameters["lr"] = learning_rate(config, position) * parameters["rate"]
             generator = draw_generator(device, config.seed, self.fold, state.epoch, step, group.rank)
             # dropout and stochastic depth of a backbone draw from the global generator
             torch.manual_seed(generator.initial_seed())
@@ -337,6 +337,16 @@ def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | Non
         return None
     counts = np.bincount(data.labels.numpy()[data.split.train], minlength=len(data.classes))
     return torch.from_numpy((counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32))
+
+
+def _parameter_groups(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """All trained parameters in one group, or the backbone's in a group with a ``rate`` of its own."""
+    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    if config.backbone_rate == 1:
+        return [{"params": [value for _, value in named], "rate": 1.0}]
+    backbone = [value for name, value in named if name.startswith("backbone.")]
+    rest = [value for name, value in named if not name.startswith("backbone.")]
+    return [{"params": backbone, "rate": config.backbone_rate}, {"params": rest, "rate": 1.0}]
 
 
 def _spoken(fold: int) -> str:

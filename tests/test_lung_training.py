@@ -20,6 +20,7 @@ from magsd.distributed import Processes
 from magsd.folds import FINAL
 from magsd.losses import outside_share
 from magsd.lung_training import images_without_lungs, read_lung_films, train_lungs
+from magsd.models import build_model
 from magsd.schedule import epoch_batches
 from magsd.training import train
 from magsd_export.lung_network import export_lungs
@@ -207,3 +208,25 @@ def test_the_average_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
             model = one["average"]["model"]
             assert all(torch.equal(value, other["average"]["model"][key]) for key, value in model.items())
     assert replace(config, average=0.0) != config
+
+
+def test_a_backbone_with_rate_0_keeps_its_weights(tmp_path: Path) -> None:
+    data = str(write_tiny_manifest(tmp_path / "data"))
+    models = {}
+    for rate in (0.0, 0.5, 1.0):
+        config = resolve({**TINY, "epochs": 1, "data": data, "backbone_rate": rate})
+        train(config, tmp_path / str(rate), GROUP, fold=0)
+        models[rate] = load_checkpoint(tmp_path / str(rate) / "fold0" / "last.pt")[0]["model"]
+    torch.manual_seed(0)
+    begin = build_model(resolve(TINY), num_classes=2)
+    moved = {
+        rate: sum(
+            float((models[rate][name] - value.detach()).abs().sum())
+            for name, value in begin.named_parameters()
+            if name.startswith("backbone.")
+        )
+        for rate in models
+    }
+    assert moved[0.0] == 0
+    assert 0.3 * moved[1.0] < moved[0.5] < 0.7 * moved[1.0]
+    assert not torch.equal(models[0.0]["classifier.weight"], begin.state_dict()["classifier.weight"])
