@@ -100,7 +100,9 @@ class TrainingConfig:
     epochs: int = option(100, "passes over the training images")
     batch_size: int = option(32, "images a step, over all processes")
     learning_rate: float = option(1e-3, "learning rate at the beginning")
-    backbone_rate: float = option(1.0, "factor of the learning rate for the backbone; 0 leaves its weights as they are")
+    backbone_rate: float = option(
+        1.0, "factor of the learning rate for the backbone; 0 leaves it as it is, batch norm too"
+    )
     momentum: float = option(0.9, "SGD momentum")
     nesterov: bool = option(False, "Nesterov momentum, as in the released code")
     weight_decay: float = option(1e-6, "weight decay")

@@ -75,6 +75,8 @@ def train_fold(
     model.to(group.device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if config.backbone_rate == 0:
+        model.get_submodule("backbone").requires_grad_(False)  # nothing to compute backwards
     optimizer = torch.optim.SGD(
         _parameter_groups(config, model),
         lr=config.learning_rate, momentum=config.momentum,
@@ -149,6 +151,8 @@ class _Fold:
             config, self.data.split.train, self.data.labels, state.epoch, group.world_size, self.data.sources
         )
         self.model.train()
+        if config.backbone_rate == 0:
+            self.model.get_submodule("backbone").eval()  # its batch norm keeps the statistics it came with
         # what was summed before a resume counts once, not once a process
         begun = [state.loss_sum, state.correct] if group.is_main else [0.0, 0.0]
         sums = torch.tensor(begun, dtype=torch.float64, device=device)
@@ -342,7 +346,7 @@ def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | Non
 def _parameter_groups(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:
     """All trained parameters in one group, or the backbone's in a group with a ``rate`` of its own."""
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    if config.backbone_rate == 1:
+    if config.backbone_rate in (0, 1):
         return [{"params": [value for _, value in named], "rate": 1.0}]
     backbone = [value for name, value in named if name.startswith("backbone.")]
     rest = [value for name, value in named if not name.startswith("backbone.")]

@@ -228,5 +228,10 @@ def test_a_backbone_with_rate_0_keeps_its_weights(tmp_path: Path) -> None:
         for rate in models
     }
     assert moved[0.0] == 0
+    assert all(
+        torch.equal(models[0.0][name], value)
+        for name, value in begin.state_dict().items()
+        if name.startswith("backbone.")
+    )
     assert 0.3 * moved[1.0] < moved[0.5] < 0.7 * moved[1.0]
     assert not torch.equal(models[0.0]["classifier.weight"], begin.state_dict()["classifier.weight"])

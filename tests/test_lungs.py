@@ -233,7 +233,7 @@ def test_real_films(cxr: Path) -> None:
         ).astype(bool)  # fmt: skip
         found = find_lungs(film, packaged_sha256())
         scores.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
-    assert np.mean(scores) > 0.93
+    assert np.mean(scores) > 0.91
     others = (
         sorted((cxr / "images" / "nih").glob("*.jpg"))[:20] + sorted((cxr / "images" / "kermany").glob("*.jpg"))[:20]
     )
