@@ -22,7 +22,7 @@ from magsd_runtime.errors import DataError, MagsdError
 from magsd_runtime.files import write_text
 from scores import default_data_root
 
-COLUMNS = ("path", "label", "patient", "source", "view", "age", "sex", "finding")
+COLUMNS = ["path", "label", "patient", "source", "view", "age", "sex", "finding"]
 
 
 def rows_of(data_root: Path) -> list[dict[str, str]]:
