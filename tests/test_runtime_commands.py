@@ -290,6 +290,8 @@ def magsd(*arguments: str, stdin: int | None = None, stderr: int = subprocess.PI
         stdout=subprocess.PIPE,
         stderr=stderr,
         stdin=stdin,
+        # a shell's background job ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
