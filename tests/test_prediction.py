@@ -60,6 +60,7 @@ def test_the_record_of_an_image_that_was_judged() -> None:
         "model": {"name": "m", "version": "1", "sha256": "ab"},
         "preprocessing_sha256": "cd",
         "backend": {"name": "cpu", "device": "cpu", "precision": "fp32"},
+        "acceptance": None,
         "timings_ms": {"total": 1.5},
         "files": {"overlay": "o.png"},
         "research_use_only": True,

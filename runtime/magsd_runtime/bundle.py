@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from .fields import number as _number
 from .files import sha256_file
 
 if TYPE_CHECKING:
+    from .acceptance import Acceptance
     from .preprocessing import PreprocessingSpec
 
 BUNDLE_SCHEMA = "magsd.bundle/1"
@@ -39,6 +40,7 @@ class Bundle:
 
     ``classes`` are in the order of the logits. ``localization``: ``map`` (one of
     :data:`LOCALIZATION_MAPS`) and ``threshold`` (0 to 1). ``model_sha256``: of ``model.onnx``, the model's identity.
+    ``acceptance``: statistics of the training films, None in a bundle without.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Bundle:
     calibration: Calibration
     localization: dict[str, Any]
     model_sha256: str
+    acceptance: Acceptance | None = None
 
     @property
     def temperature(self) -> float:
@@ -88,7 +91,33 @@ def load_bundle(path: str | os.PathLike[str], *, check_files: bool = True) -> Bu
         raise BundleError(
             f"{folder / MANIFEST_NAME}: model.sha256 is not the sha256 of {MODEL_NAME} in files: {_REMEDY}"
         )
-    return bundle
+    try:
+        return replace(bundle, acceptance=_acceptance(folder, manifest, bundle))
+    except _Unusable as error:
+        raise BundleError(f"{folder / MANIFEST_NAME}: {error}: {_REMEDY}") from error
+
+
+def _acceptance(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> Acceptance | None:
+    """The statistics of the training films, if the bundle has them."""
+    from .acceptance import ACCEPTANCE_NAME, read_acceptance  # brings OpenCV
+
+    listed = ACCEPTANCE_NAME in manifest["files"]
+    if manifest.get("acceptance") is None and not listed:
+        return None
+    if manifest.get("acceptance") is None or not listed:
+        raise _Unusable(f"the field acceptance and the file {ACCEPTANCE_NAME} are not both there")
+    outputs = manifest.get("outputs")
+    shapes = [out.get("shape") for out in outputs if isinstance(out, dict) and out.get("name") == "embedding"] if (
+        isinstance(outputs, list)
+    ) else []  # fmt: skip
+    width = shapes[0][-1] if shapes and isinstance(shapes[0], list) and shapes[0] else None
+    return read_acceptance(
+        manifest["acceptance"],
+        folder / ACCEPTANCE_NAME,
+        model_sha256=bundle.model_sha256,
+        embedding=width if isinstance(width, int) else None,
+        with_lungs=bundle.preprocessing.crop == "lungs",
+    )
 
 
 def _bring_lungs(folder: Path, facts: Any, wanted: str) -> None:

@@ -46,6 +46,8 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: CheckedBackend) -> None:
         self.bundle = bundle
         self.backend = backend
+        used = ("logits", "attention", "evidence", "embedding")  # an embedding that nobody uses may be anything
+        self._must_be_finite = used if bundle.acceptance is not None else used[:3]
         self._facts: dict[str, Any] = {
             "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.model_sha256},
             "preprocessing_sha256": bundle.preprocessing.sha256(),
@@ -73,8 +75,9 @@ class Pipeline:
     def predict(self, path: str | os.PathLike[str], *, with_heat: bool = True) -> Result:
         """Judge one file. Nothing is raised for any file: what is wrong becomes status and reasons.
 
-        Codes: ``unreadable`` (error), ``no_contrast`` (rejected), ``out_of_memory``, ``not_finite``
-        and ``fault`` (error; a fault of magsd or of the machine, not of the image).
+        Codes: ``unreadable`` (error), ``no_contrast``, ``no_lungs`` (rejected), ``unlike_training`` (review,
+        further out rejected), ``out_of_memory``, ``not_finite`` and ``fault`` (error; a fault of magsd or of the
+        machine, not of the image).
         """
         clock = _Clock()
         radiograph: Radiograph | None = None
@@ -101,17 +104,27 @@ class Pipeline:
         if not has_contrast(radiograph) or standardized.min() == standardized.max():
             reason = Reason("no_contrast", "the image has one grey value only: there is nothing to judge")
             return self._not_judged(path, radiograph, clock, "rejected", reason)
+        if framing.lungs_found is False:
+            reason = Reason("no_lungs", "no lungs were found in the image: a frontal chest film is needed, upright")
+            return self._not_judged(path, radiograph, clock, "rejected", reason)
         image = normalize(standardized)
         clock.lap("preprocess")
 
         outputs = self.backend.run(image[np.newaxis])
         clock.lap("inference")
-        if not all(np.isfinite(outputs[name]).all() for name in ("logits", "attention", "evidence")):
+        if not all(np.isfinite(outputs[name]).all() for name in self._must_be_finite):
             reason = Reason(
                 "not_finite",
                 f"the network gave infinities or no numbers on {self.backend.device}: see magsd verify",
             )
             return self._not_judged(path, radiograph, clock, "error", reason)
+        judgement, accepted = None, None
+        if bundle.acceptance is not None:
+            judgement = bundle.acceptance.judge(standardized, framing.lungs, outputs["embedding"][0])
+            accepted = bundle.acceptance.record(judgement)
+            clock.lap("acceptance")
+            if judgement.status == "rejected":
+                return self._not_judged(path, radiograph, clock, "rejected", *judgement.reasons, acceptance=accepted)
         probability = probabilities(outputs["logits"], bundle.temperature)[0]
         best = int(outputs["logits"][0].argmax())
 
@@ -126,7 +139,9 @@ class Pipeline:
         by_class = {name: float(value) for name, value in zip(bundle.classes, probability)}
         prediction = Prediction(
             path=_text(path),
-            status="ok",
+            status="ok" if judgement is None else judgement.status,
+            reasons=() if judgement is None else judgement.reasons,
+            acceptance=accepted,
             label=bundle.classes[best],
             probability=float(probability[best]),
             probabilities=by_class,
@@ -144,12 +159,14 @@ class Pipeline:
         radiograph: Radiograph | None,
         clock: _Clock,
         status: Any,
-        reason: Reason,
+        *reasons: Reason,
+        acceptance: dict[str, Any] | None = None,
     ) -> Result:
         prediction = Prediction(
             path=_text(path),
             status=status,
-            reasons=(reason,),
+            reasons=reasons,
+            acceptance=acceptance,
             image={} if radiograph is None else dict(radiograph.source),
             timings_ms=clock.finish(),
             **self._facts,

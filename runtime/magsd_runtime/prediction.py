@@ -96,8 +96,9 @@ class Prediction:
     model's order, sum 1) are None when the status is ``rejected`` or ``error``; ``image`` is empty when
     the file could not be read. ``decision`` is None too where the bundle has no operating points; it does
     not change the label, which is the class of the largest probability. ``timings_ms``: decode, preprocess,
-    inference, localize, total, those that took place, in milliseconds. ``files``: what was written for this
-    image, by kind.
+    inference, acceptance, localize, total, those that took place, in milliseconds. ``files``: what was written for
+    this image, by kind. ``acceptance``: ``scores`` and ``thresholds`` of how much the image looks like the training
+    films (:mod:`magsd_runtime.acceptance`); None where the bundle has no statistics, or they were not reached.
     """
 
     path: str
@@ -114,6 +115,7 @@ class Prediction:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     decision: Decision | None = None
+    acceptance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -138,6 +140,7 @@ class Prediction:
             "probability": self.probability,
             "probabilities": None if self.probabilities is None else dict(self.probabilities),
             "decision": None if self.decision is None else self.decision.to_dict(),
+            "acceptance": None if self.acceptance is None else dict(self.acceptance),
             "findings": [finding.to_dict() for finding in self.findings],
             "image": dict(self.image),
             "model": dict(self.model),
