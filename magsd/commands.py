@@ -95,6 +95,8 @@ def train(argv: list[str]) -> int:
 
 def evaluate(argv: list[str]) -> int:
     """``magsd evaluate``: metrics.json, predictions.csv, figures and a report of a run or a bundle."""
+    from magsd_runtime.bundle import LOCALIZATION_MAPS
+
     parser = argparse.ArgumentParser(
         prog="magsd evaluate",
         description=(
@@ -112,8 +114,8 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--fold", type=int, metavar="K", help="this fold of a run only")
     parser.add_argument(
         "--map",
-        choices=("attention", "evidence"),
-        help="map of the headline localization (default: the bundle's, or attention); both are reported",
+        choices=LOCALIZATION_MAPS,
+        help="map of the headline localization (default: the bundle's, or attention); all are reported",
     )
     parser.add_argument(
         "--bootstrap",

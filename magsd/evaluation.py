@@ -19,6 +19,7 @@ from magsd_runtime._version import __version__
 from magsd_runtime.bundle import Bundle
 from magsd_runtime.calibration import reliability
 from magsd_runtime.errors import DataError, UsageError
+from magsd_runtime.localization import IN_LUNGS
 
 from .confounds import source_confound
 from .data import Manifest, read_manifest
@@ -150,6 +151,8 @@ def evaluate(
     else:
         judged = judge_run(target, manifest, fold, device, batch, progress)
         chosen_map, fixed = map_name or "attention", None
+    if chosen_map.endswith(IN_LUNGS) and target.preprocessing.crop != "lungs":
+        raise UsageError(f"--map {chosen_map}: the model's preprocessing does not look for lung fields")
     scores = evaluate_predictions(judged.predictions, resamples=resamples, seed=seed)
     localization, panel = None, []
     if judged.cases:

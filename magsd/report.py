@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from magsd_runtime.errors import RESEARCH_USE
+from magsd_runtime.localization import IN_LUNGS
 
 from .markup import STYLE, WARNING, data_uri, definitions, figure, interval, number, table, with_deviation
 from .metrics import SCORES
@@ -154,8 +155,9 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
             "(columns <code>x,y,w,h</code> or <code>mask</code>).</p>"
         )
     rows, main = [], []
+    maps = {"attention": "Mean attention map", "evidence": "Evidence map of the true class"}
     for name, row in localization["maps"].items():
-        text = {"attention": "Mean attention map", "evidence": "Evidence map of the true class"}[name]
+        text = maps[name.removesuffix(IN_LUNGS)] + (", inside the lung fields" if name.endswith(IN_LUNGS) else "")
         rows.append((text, row, f"{row['threshold']:.2f}"))
         main.append(name == localization["map"])
     baselines = localization["baselines"]

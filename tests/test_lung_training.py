@@ -24,6 +24,7 @@ from magsd.models import build_model
 from magsd.schedule import epoch_batches
 from magsd.training import train
 from magsd_export.lung_network import export_lungs
+from magsd_runtime.bundle import LOCALIZATION_MAPS
 from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.lungs import find_lungs, register
 from test_resume import Killed
@@ -154,12 +155,17 @@ def test_a_cropped_final_model_from_training_to_inference(tmp_path: Path, capsys
     assert described["files"]["lungs.onnx"]["sha256"] == described["preprocessing"]["lungs_sha256"]
     assert main(["verify", str(bundle)]) == 0
     capsys.readouterr()
-    assert main(["infer", str(tmp_path / "data" / "00.png"), "--bundle", str(bundle), "--json"]) == 0
+    # noise with a bright square: nothing that a chest film has
+    assert main(["infer", str(tmp_path / "data" / "00.png"), "--bundle", str(bundle), "--json"]) == 3
     record = json.loads(capsys.readouterr().out)
-    for finding in record["findings"]:
-        x0, y0, x1, y1 = finding["box"]
-        assert 0 <= x0 < x1 <= 72
-        assert 0 <= y0 < y1 <= 80
+    assert [reason["code"] for reason in record["reasons"]] == ["no_lungs"]
+    assert (record["status"], record["label"]) == ("rejected", None)
+    report = ["--data", str(manifest), "--map", "evidence-lungs", "--bootstrap", "20"]
+    assert main(["evaluate", str(bundle), *report, "--out", str(tmp_path / "report")]) == 0
+    localization = json.loads((tmp_path / "report" / "metrics.json").read_text())["localization"]
+    assert localization["map"] == "evidence-lungs"
+    assert set(localization["maps"]) == set(LOCALIZATION_MAPS)
+    assert "inside the lung fields" in (tmp_path / "report" / "report.html").read_text()
     (bundle / "lungs.onnx").write_bytes((bundle / "lungs.onnx").read_bytes()[:-1] + b"x")
     assert main(["infer", str(tmp_path / "data" / "00.png"), "--bundle", str(bundle)]) == 4
     assert "lungs.onnx" in capsys.readouterr().err
