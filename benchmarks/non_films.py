@@ -90,6 +90,8 @@ def _photographs(half: Half) -> Iterator[tuple[str, str, Pixels]]:
             top = int(rng.integers(0, grey.shape[0] - height + 1))
             left = int(rng.integers(0, grey.shape[1] - width + 1))
             part = np.ascontiguousarray(grey[top : top + height, left : left + width], np.uint8)
+            if min(part.shape) < 96:  # smaller than any film: the reader would refuse it for its size
+                part = cv2.resize(part, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
             yield "photograph", f"{name} crop {crop}", part
 
 

@@ -50,7 +50,7 @@ def test_people_get_a_table_on_stdout_and_progress_on_stderr(
     assert lines[-1] == RESEARCH_USE
     assert "\x1b" not in captured.out + captured.err
     steps = [line.split()[0] for line in captured.err.splitlines()]
-    assert steps == ["checkpoint", "exporting", "comparing", "verifying"]
+    assert steps == ["checkpoint", "exporting", "comparing", "acceptance", "verifying"]
 
 
 def test_json_is_one_object_and_the_bundle_verifies_and_infers(

@@ -42,6 +42,7 @@ from magsd_runtime.files import replacing, sha256_file, write_json, write_text
 from magsd_runtime.lungs import network_path
 from magsd_runtime.verification import VerificationReport, verify_bundle
 
+from .acceptance_statistics import acceptance_of_run
 from .golden import write_golden
 from .held_out import held_out_calibration
 from .model_card import INTENDED_USE, LICENCE, model_card
@@ -63,6 +64,7 @@ class Built:
     info: CheckpointInfo
     parity: ParityReport
     verification: VerificationReport
+    acceptance: str
     notes: tuple[str, ...] = ()
 
 
@@ -79,6 +81,7 @@ def build_bundle(
     calibration: str | os.PathLike[str] | None = None,
     positive: str | None = None,
     sensitivities: Sequence[float] = SENSITIVITIES,
+    acceptance: bool = True,
     force: bool = False,
     verbose: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -90,7 +93,8 @@ def build_bundle(
     folder of ``magsd evaluate``, whose results and localization threshold the bundle takes over; on its held-out
     predictions the temperature is fitted, and operating points for class ``positive`` are chosen, or on those of
     ``calibration``, the evaluation of a cross-validation of the same recipe (:mod:`magsd_export.held_out`).
-    ``force`` replaces a bundle that is at ``out``, and nothing else.
+    ``acceptance``: whether statistics of the run's own films, where they can be read, go into the bundle
+    (:mod:`magsd_export.acceptance_statistics`). ``force`` replaces a bundle that is at ``out``, and nothing else.
 
     Raises
     ------
@@ -139,14 +143,20 @@ def build_bundle(
             parity = replace(parity, facts={**real.facts, "skipped": real.skipped})
             parity.raise_if_failed()
             outputs = write_golden(folder / "golden", draft, backend)
+            statistics, said = None, "none: left out"
+            if acceptance:
+                statistics, said = acceptance_of_run(source, info, backend.run, draft.model_sha256, report)
         shapes = {key: list(outputs[key].shape) for key in OUTPUT_NAMES}
         facts = _describe(draft, info, source, _architecture(model, info), parity, shapes)
         facts["training"]["evaluation"] = None if metrics is None else evaluation_facts(metrics, info)
+        if statistics is not None:
+            statistics.save(folder)
+            facts["acceptance"] = statistics.to_dict()
         write_text(folder / "MODEL_CARD.md", model_card(facts))
         write_json(folder / MANIFEST_NAME, {**facts, "files": list_files(folder)})
         report("verifying   the bundle with the runtime")
         verification = _prove(folder)
-    return Built(load_bundle(out), source, info, parity, verification, tuple(notes))
+    return Built(load_bundle(out), source, info, parity, verification, said, tuple(notes))
 
 
 def _copy_lungs(info: CheckpointInfo, folder: Path) -> None:

@@ -57,6 +57,10 @@ def export(argv: list[str]) -> int:
         "--sensitivity", type=fractions, default=(0.9, 0.95), metavar="S,S",
         help="an operating point for each, the first is the default one (default: 0.9,0.95)",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-acceptance", action="store_true",
+        help="leave out the statistics of the run's films, by which infer flags images that are unlike them",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace the bundle in --out")
     parser.add_argument("--verbose", action="store_true", help="show the exporter's own messages on stderr")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -83,6 +87,7 @@ def export(argv: list[str]) -> int:
         calibration=options.calibration,
         positive=options.positive,
         sensitivities=options.sensitivity,
+        acceptance=not options.no_acceptance,
         force=options.force,
         verbose=options.verbose,
         report=_say,
@@ -137,6 +142,7 @@ def _record(built: Built) -> dict[str, Any]:
         "chosen": built.source.reason,
         "localization": bundle.localization,
         "calibration": bundle.calibration.to_dict(),
+        "acceptance": {"text": built.acceptance, **(bundle.manifest.get("acceptance") or {})},
         "notes": list(built.notes),
         "parity": built.parity.to_dict(),
         "golden": {"inputs": [check.name for check in verification.checks], "passed": verification.passed},
@@ -155,6 +161,7 @@ def _text(built: Built, run: Path) -> str:
             f"{run} -> {bundle.path}",
             f"model       {bundle.name} {bundle.version}, {len(bundle.classes)} classes, model.onnx {size:.1f} MB",
             f"from        {built.source.reason}",
+            f"acceptance  {built.acceptance}",
             f"heat map    {where['map']}, threshold {where['threshold']:g} ({where['chosen_on']})",
             "",
             format_calibration(bundle.calibration),

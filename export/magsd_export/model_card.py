@@ -169,7 +169,8 @@ def _parity(verification: dict[str, Any]) -> str:
 
 def _limits(manifest: dict[str, Any]) -> str:
     limits = [
-        "It knows its classes only: any other film, or picture, still gets one of them.",
+        "It knows its classes only: any other film, or picture, still gets one of them"
+        + (", unless the statistics of its training films flag it." if manifest.get("acceptance") else "."),
         "Images of different classes that come from different sources differ in more than disease; a network "
         "learns that too. Results on other hospitals' films are likely to be worse.",
         "Probabilities are worth what their calibration is worth (above), and only on films like those of its cases.",
