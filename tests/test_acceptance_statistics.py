@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import acceptance as benchmark
+import tiny_bundle
 from magsd.checkpoint import load_model
 from magsd.cli import main
 from magsd.data import read_manifest
@@ -30,6 +32,7 @@ from magsd_runtime.acceptance import embedding_descriptor, image_descriptor
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import DataError
 from magsd_runtime.images import read_radiograph
+from magsd_runtime.prediction import Prediction, Reason
 from magsd_runtime.preprocessing import PreprocessingSpec, normalize, standardize
 from non_films import CHANGES, DRAWINGS, DRAWN, PHOTOGRAPHS, mirrored, non_films
 from tiny_export import write_run
@@ -223,3 +226,22 @@ def test_changes_of_a_film() -> None:
     assert found["film turned by 270"] == [[3, 0], [4, 1], [5, 2]]
     assert found["film upside down"] == [[3, 4, 5], [0, 1, 2]]
     assert mirrored(film).tolist() == [[2, 1, 0], [5, 4, 3]]
+
+
+def test_the_benchmark_counts_by_kind_and_status() -> None:
+    refused = Prediction("a", "rejected", (Reason("no_lungs", "none"),))
+    flagged = Prediction("b", "review", (Reason("unlike_training", "?"),), "x", 1.0, {"x": 1.0})
+    passed = Prediction("c", "ok", (), "x", 1.0, {"x": 1.0})
+    rows = benchmark.shares([("noise", refused), ("text", flagged), ("noise", passed)])
+    assert list(rows) == ["noise", "text", "all"]
+    assert rows["noise"] == {"images": 2, "ok": 1, "review": 0, "rejected": 1, "error": 0, "reasons": {"no_lungs": 1}}
+    assert rows["all"]["reasons"] == {"no_lungs": 1, "unlike_training": 1}
+    lines = benchmark.table("kinds", rows).splitlines()
+    assert lines[1].split() == ["noise", "2", "50.0", "0.0", "50.0", "0.0", "no_lungs", "1"]
+    assert benchmark.shares([]) == {}
+
+
+def test_the_benchmark_needs_statistics(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tiny_bundle.build(tmp_path / "b")
+    assert benchmark.main([str(bundle), "--data", str(run.parent / "data" / "manifest.csv")]) == 2
+    assert "has no acceptance statistics" in capsys.readouterr().err
