@@ -149,9 +149,14 @@ def test_a_cropped_final_model_from_training_to_inference(tmp_path: Path, capsys
     rows = list(csv.DictReader((result.folder / "log.csv").open()))
     assert [row["validation_loss"] for row in rows] == [""] * 4
     bundle = tmp_path / "bundle"
+    (tmp_path / "run" / "localization.json").write_text(
+        json.dumps({"map": "evidence-lungs", "threshold": 0.3, "chosen_on": "a test"})
+    )
     assert main(["export", str(tmp_path / "run"), "--out", str(bundle), "--final"]) == 0
     described = json.loads((bundle / "bundle.json").read_text())
     assert described["preprocessing"]["version"] == 2
+    assert described["localization"]["map"] == "evidence-lungs"
+    assert "inside the lung fields" in (bundle / "MODEL_CARD.md").read_text()
     assert described["files"]["lungs.onnx"]["sha256"] == described["preprocessing"]["lungs_sha256"]
     assert main(["verify", str(bundle)]) == 0
     capsys.readouterr()

@@ -7,6 +7,7 @@ from typing import Any
 from magsd_runtime.calibration_record import Calibration
 from magsd_runtime.calibration_text import calibration_section
 from magsd_runtime.errors import RESEARCH_USE
+from magsd_runtime.localization import IN_LUNGS
 
 INTENDED_USE = (
     "Research on chest X-ray classification and attention maps. Not a medical device: not for diagnosis, "
@@ -146,8 +147,10 @@ def _input(spec: dict[str, Any]) -> str:
 def _localization(manifest: dict[str, Any]) -> str:
     chosen = manifest["localization"]
     names = {"attention": "mean of the attention maps", "evidence": "evidence map of the predicted class"}
+    shown = names[chosen["map"].removesuffix(IN_LUNGS)]
+    where = ", inside the lung fields" if chosen["map"].endswith(IN_LUNGS) else ""
     return (
-        f"Heat map: {names[chosen['map']]}; threshold {chosen['threshold']:g} ({_text(chosen['chosen_on'])}). "
+        f"Heat map: {shown}{where}; threshold {chosen['threshold']:g} ({_text(chosen['chosen_on'])}). "
         "A box is a region that the network attended to, not a radiologist's finding."
     )
 

@@ -226,7 +226,8 @@ def localization(source: Source, info: CheckpointInfo, metrics: dict[str, Any] |
         value = read_json(path)
         chosen = _usable(value, value.get("chosen_on"))
         if chosen is None:
-            raise UsageError(f"{path} is not usable: expected map (attention or evidence), threshold 0 to 1, chosen_on")
+            maps = ", ".join(LOCALIZATION_MAPS)
+            raise UsageError(f"{path} is not usable: expected map ({maps}), threshold 0 to 1, chosen_on")
         return chosen
     found = (metrics or {}).get("localization")
     if isinstance(found, dict):
