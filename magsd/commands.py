@@ -38,7 +38,7 @@ def train(argv: list[str]) -> int:
         require(module, feature="magsd train", extra="train")
     from .allocator import keep_freed_memory
     from .distributed import processes
-    from .folds import FINAL, fold_name
+    from .folds import FINAL, fold_in_words
     from .run_folder import resumed_config
     from .training import train as train_run
 
@@ -86,8 +86,7 @@ def train(argv: list[str]) -> int:
                 else:
                     scores = "  ".join(f"{k} {v:.4f}" for k, v in result.validation.items() if v is not None)
                     how = "the last" if config.select == "last" else "chosen by validation"
-                    name = fold_name(result.fold).replace("fold", "fold ")
-                    print(f"{name}: epoch {result.epoch} {how}  {scores}  {result.folder}")
+                    print(f"{fold_in_words(result.fold)}: epoch {result.epoch} {how}  {scores}  {result.folder}")
             if not arguments.json:
                 print(RESEARCH_USE)
     return 0

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from magsd_runtime.errors import DataError, ImageError
 from magsd_runtime.images import find_images, has_contrast, read_radiograph
+from magsd_runtime.manifest_csv import Box, read_lines
 from magsd_runtime.preprocessing import PreprocessingSpec, frame, lungs_in_square, standardize
 
 from .data_checks import (
@@ -39,7 +40,6 @@ from .data_checks import (
     make_issue,
     report_on,
 )
-from .manifest_csv import Box, read_lines
 
 if TYPE_CHECKING:
     from .folds import Folds

@@ -24,7 +24,7 @@ from .averaging import BEGINS, WeightAverage
 from .checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint, save_weights
 from .config import TrainingConfig
 from .distributed import Processes
-from .folds import Split, fold_name
+from .folds import Split, fold_in_words
 from .metrics import roc_auc_macro
 from .progress import Progress, Report, Update, no_bar, silent
 from .run_folder import LOG_COLUMNS, tensorboard_writer, write_log
@@ -96,9 +96,9 @@ def train_fold(
     if group.is_main and state.history:
         write_log(folder, state.history)
     if group.is_main and 0 < state.epoch < config.epochs:
-        report(f"{_spoken(fold)}: resuming at epoch {state.epoch + 1} of {config.epochs}, step {state.step}")
+        report(f"{fold_in_words(fold)}: resuming at epoch {state.epoch + 1} of {config.epochs}, step {state.step}")
     while state.epoch < config.epochs:
-        state = trainer.epoch(state, progress(f"{_spoken(fold)} epoch {state.epoch + 1}"))
+        state = trainer.epoch(state, progress(f"{fold_in_words(fold)} epoch {state.epoch + 1}"))
         row = state.history[-1]
         if group.is_main:
             write_log(folder, state.history)
@@ -245,7 +245,7 @@ class _Fold:
         """Before anything is saved: a checkpoint never holds weights that are lost."""
         if not math.isfinite(loss):
             raise UsageError(
-                f"the loss of {_spoken(self.fold)} is no longer finite in epoch {state.epoch + 1}: "
+                f"the loss of {fold_in_words(self.fold)} is no longer finite in epoch {state.epoch + 1}: "
                 "start again in another --out with a lower --learning-rate, --precision fp32 or --gradient-clip 1; "
                 "earlier checkpoints are kept"
             )
@@ -353,10 +353,6 @@ def _parameter_groups(config: TrainingConfig, model: nn.Module) -> list[dict[str
     return [{"params": backbone, "rate": config.backbone_rate}, {"params": rest, "rate": 1.0}]
 
 
-def _spoken(fold: int) -> str:
-    return fold_name(fold).replace("fold", "fold ")
-
-
 def _sum_of_weights(model: nn.Module) -> float:
     """Finite if all weights are."""
     return float(torch.stack([value.detach().double().sum() for value in model.parameters()]).sum())
@@ -364,7 +360,7 @@ def _sum_of_weights(model: nn.Module) -> float:
 
 def _epoch_line(fold: int, config: TrainingConfig, row: dict[str, Any]) -> str:
     trained = (
-        f"{_spoken(fold)}  epoch {row['epoch']:>3}/{config.epochs}  loss {row['train_loss']:.4f}  "
+        f"{fold_in_words(fold)}  epoch {row['epoch']:>3}/{config.epochs}  loss {row['train_loss']:.4f}  "
         f"accuracy {row['train_accuracy']:.3f}  "
     )
     speed = f"{row['images_per_second']:.1f} images/s"

@@ -45,6 +45,11 @@ def fold_name(fold: int) -> str:
     return "final" if fold == FINAL else f"fold{fold}"
 
 
+def fold_in_words(fold: int) -> str:
+    """``fold 0``, ``fold 1``, ..., ``final``, for people."""
+    return fold_name(fold).replace("fold", "fold ")
+
+
 @dataclass(frozen=True)
 class Folds:
     """Fold number 0 to ``n_folds`` - 1 of each patient; also patients that a manifest does not have."""

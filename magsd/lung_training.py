@@ -117,11 +117,10 @@ def train_lungs(
             loss.backward()
             optimizer.step()
             schedule.step()
-        if (epoch + 1) % 20 == 0 or epoch + 1 == epochs:
+        if (epoch + 1) % 20 == 0 and epoch + 1 < epochs:
             scores = score_lungs(model, data, testing)
             report(f"epoch {epoch + 1:>3}/{epochs}  Dice {scores.mean:.3f}, lowest {scores.lowest:.3f}")
-    model.eval()
-    return model, score_lungs(model, data, testing)
+    return model.eval(), score_lungs(model, data, testing)
 
 
 @torch.no_grad()

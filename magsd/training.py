@@ -14,7 +14,7 @@ from .config import TrainingConfig, write_config
 from .data import Prepared, prepare, read_manifest
 from .distributed import Processes
 from .fold_training import FoldData, FoldResult, train_fold
-from .folds import FINAL, Folds, fold_name, load_folds, make_folds
+from .folds import FINAL, Folds, fold_in_words, fold_name, load_folds, make_folds
 from .models import build_model, load_imagenet_weights
 from .progress import Progress, Report, no_bar, silent
 from .run_folder import check_same_data, data_facts, is_set_up, locked, set_up
@@ -87,10 +87,12 @@ def train(
         }
         for number, split in splits.items():
             if not len(split.train) or (not len(split.validation) and number != FINAL):
-                raise DataError(f"fold {number} has no training or no validation images: use fewer --folds")
+                raise DataError(f"{fold_in_words(number)} has no training or no validation images: use fewer --folds")
             if config.size == 32 and len(split.train) % config.batch_size == 1 and group.world_size == 1:
                 # its last feature map is one pixel: batch norm has nothing to take a variance of
-                raise UsageError(f"--size 32 with a last batch of one image in fold {number}: change --batch-size")
+                raise UsageError(
+                    f"--size 32 with a last batch of one image in {fold_in_words(number)}: change --batch-size"
+                )
         group.barrier()
         if not finished_setup and group.is_main:
             set_up(out, config, folds, facts, group)

@@ -254,4 +254,16 @@ def test_real_films(cxr: Path) -> None:
 def test_it_is_found_by_its_hash_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = packaged_sha256()
     monkeypatch.setattr(lungs, "_known", {})
-    assert lungs.network_path(sha256) == lungs.PACKAGED_LUNGS
+    assert lungs.network_bytes(sha256) == lungs.PACKAGED_LUNGS.read_bytes()
+
+
+def test_a_network_stays_known_when_its_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle is proven in a temporary folder and then renamed; its network must still run, in any thread."""
+    copy = tmp_path / "lungs.onnx"
+    copy.write_bytes(lungs.PACKAGED_LUNGS.read_bytes())
+    monkeypatch.setattr(lungs, "_known", {})
+    sha256 = register(copy)
+    copy.unlink()
+    film = np.random.default_rng(0).integers(0, 256, (80, 80), dtype=np.uint8)
+    with ThreadPoolExecutor(1) as pool:  # a thread that has not loaded it yet
+        assert pool.submit(find_lungs, film, sha256).result().shape == (LUNG_SIZE, LUNG_SIZE)

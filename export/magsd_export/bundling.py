@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ from magsd_runtime.calibrating import SENSITIVITIES
 from magsd_runtime.calibration_record import Calibration
 from magsd_runtime.errors import CheckpointError, DataError, UsageError, VerificationError
 from magsd_runtime.files import replacing, sha256_file, write_json, write_text
-from magsd_runtime.lungs import network_path
+from magsd_runtime.lungs import network_bytes
 from magsd_runtime.verification import VerificationReport, verify_bundle
 
 from .acceptance_statistics import acceptance_of_run
@@ -167,7 +166,7 @@ def _copy_lungs(info: CheckpointInfo, folder: Path) -> None:
     if info.config.preprocessing() != info.preprocessing:  # also makes a network of the run's own known
         raise CheckpointError("the run's lung network is another one than that of its training: train again")
     with replacing(folder / LUNGS_NAME) as temporary:
-        shutil.copyfile(network_path(wanted), temporary)
+        temporary.write_bytes(network_bytes(wanted))
 
 
 def _prove(folder: Path) -> VerificationReport:

@@ -57,13 +57,13 @@ def find_checkpoint(path: Path, fold: int | None = None) -> Source:
         if path.suffix == ".safetensors":
             raise UsageError(f"{path} holds weights only: export the {BEST} beside it")
         if fold is not None:
-            raise UsageError(f"--fold {fold} goes with a run folder, and {path} is one checkpoint")
+            raise UsageError(f"{_typed(fold)} goes with a run folder, and {path} is one checkpoint")
         return Source(path, _run_of(path), "the checkpoint given")
     if not path.is_dir():
         raise UsageError(f"{path}: no such run or checkpoint (magsd train makes one)")
     if (path / BEST).is_file():
         if fold is not None and path.name != fold_name(fold):
-            raise UsageError(f"--fold {fold} goes with a run folder, and {path} is one fold")
+            raise UsageError(f"{_typed(fold)} goes with a run folder, and {path} is one fold")
         return Source(path / BEST, _run_of(path / BEST), "the fold given")
     found = {
         int(folder.name[4:]): folder / BEST
@@ -90,6 +90,10 @@ def find_checkpoint(path: Path, fold: int | None = None) -> Source:
         (number,) = found
         return Source(found[number], path, f"fold {number}, the only one trained")
     return _best_fold(found, path)
+
+
+def _typed(fold: int) -> str:
+    return "--final" if fold == FINAL else f"--fold {fold}"
 
 
 def _best_fold(found: dict[int, Path], run: Path) -> Source:

@@ -106,16 +106,16 @@ def _acceptance(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> Accep
         return None
     if manifest.get("acceptance") is None or not listed:
         raise _Unusable(f"the field acceptance and the file {ACCEPTANCE_NAME} are not both there")
-    outputs = manifest.get("outputs")
-    shapes = [out.get("shape") for out in outputs if isinstance(out, dict) and out.get("name") == "embedding"] if (
-        isinstance(outputs, list)
-    ) else []  # fmt: skip
-    width = shapes[0][-1] if shapes and isinstance(shapes[0], list) and shapes[0] else None
+    try:
+        shapes = {output["name"]: output["shape"] for output in manifest["outputs"]}
+        length = int(shapes["embedding"][-1])
+    except (KeyError, IndexError, TypeError, ValueError):
+        length = None  # not described; the pipeline compares with what the network gives
     return read_acceptance(
         manifest["acceptance"],
         folder / ACCEPTANCE_NAME,
         model_sha256=bundle.model_sha256,
-        embedding=width if isinstance(width, int) else None,
+        embedding=length,
         with_lungs=bundle.preprocessing.crop == "lungs",
     )
 

@@ -33,10 +33,8 @@ from .errors import CalibrationError, UsageError
 MIN_PATIENTS = 20
 """Patients of each class from which on a temperature is fitted.
 
-Measured on normal logits whose true temperature is 2, 400 draws: with three classes, 20 patients of each and an
-accuracy of 0.76, 95 % of the fitted temperatures lie between 0.63 and 1.42 times the true one; with 10 of each
-between 0.50 and 1.72. A model that errs less says less: at an accuracy of 0.93 and 20 of each the lower end is 0.26.
-So the interval of the temperature is always given beside it.
+Fewer leave the temperature open by a factor of two and more, and a model that errs less says less about it:
+benchmarks/temperature_cases.py, figures in docs/calibration.md. The interval is always given beside the temperature.
 """
 
 MIN_DECISION_PATIENTS = 30

@@ -9,6 +9,7 @@ OpenCV runs it because the preprocessing needs OpenCV anyway: no other library h
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
@@ -17,18 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ArtefactError
-from .files import sha256_file
 
 LUNG_SIZE = 128
 """Side of the network's square in pixels."""
 
 SMALLEST_SHARE = 0.05
-"""Lung fields that cover less of the film than this count as none found (a normal film has 0.2 to 0.5)."""
+"""Lung fields that cover less of the film than this count as none found."""
 
 PACKAGED_LUNGS = Path(__file__).parent / "assets" / "lungs.onnx"
 """The network that new specifications name."""
 
-_known: dict[str, Path] = {}
+_known: dict[str, bytes] = {}
 _local = threading.local()
 
 
@@ -46,17 +46,19 @@ def register(path: Path) -> str:
         If the file cannot be read.
     """
     try:
-        digest = sha256_file(path)
+        content = path.read_bytes()
     except OSError as error:
         raise ArtefactError(
             f"{path}: the lung network cannot be read ({error.strerror}): install magsd again"
         ) from error
-    _known[digest] = path
+    # not the path: a bundle's folder may move or go, and what runs is then what was hashed
+    digest = hashlib.sha256(content).hexdigest()
+    _known[digest] = content
     return digest
 
 
-def network_path(sha256: str) -> Path:
-    """The file of the network with this hash.
+def network_bytes(sha256: str) -> bytes:
+    """The network with this hash, an ONNX file's content.
 
     Raises
     ------
@@ -104,11 +106,11 @@ def _network(sha256: str) -> cv2.dnn.Net:
     """One network a thread: OpenCV's hold the input between two calls."""
     networks: dict[str, cv2.dnn.Net] = _local.__dict__.setdefault("networks", {})
     if sha256 not in networks:
-        path = network_path(sha256)
+        content = np.frombuffer(network_bytes(sha256), np.uint8)
         try:
-            networks[sha256] = cv2.dnn.readNetFromONNX(str(path))
+            networks[sha256] = cv2.dnn.readNetFromONNX(content)
         except cv2.error as error:
             raise ArtefactError(
-                f"{path}: OpenCV {cv2.__version__} cannot load the lung network: install a newer one"
+                f"OpenCV {cv2.__version__} cannot load the lung network {sha256[:12]}...: install a newer one"
             ) from error
     return networks[sha256]
