@@ -43,7 +43,7 @@ lint: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,dicom,train,dev]'
 	@touch $@
 
 clean:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .prediction import Prediction, Reason
 
 _BACKENDS = ("auto", "cpu", "cuda")  # as backends.BACKENDS, which --help need not import
-_FAULTS = ("fault", "overlay_failed")  # of magsd, not of the image
+_FAULTS = ("fault", "overlay_failed", "dicom_failed")  # of magsd, not of the image
 _WIDEST_PATH = 48
 _LONGEST_STEM = 180  # bytes; file systems end at 255, and suffixes and temporary names come on top
 
@@ -37,6 +37,7 @@ def infer(argv: list[str]) -> int:
     parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here")
     parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
+    parser.add_argument("--dicom-out", metavar="DIR", type=Path, help="write DICOM results of DICOM images here")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     _add_backend(parser)
     options = parser.parse_args(argv)
@@ -46,6 +47,11 @@ def infer(argv: list[str]) -> int:
     names = _output_names(images)
     if options.out is not None:
         _prepare_output(options.out, images, names)
+    if options.dicom_out is not None:
+        from .dicom_results.writing import require_parts
+
+        require_parts()
+        _make_folder("--dicom-out", options.dicom_out)
 
     from .pipeline import Pipeline
 
@@ -56,7 +62,7 @@ def infer(argv: list[str]) -> int:
     with Pipeline.open(bundle, options.backend, threads=options.threads) as pipeline:
         output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
         show = _json_line if options.json else _Table(pipeline, images)
-        return _run(pipeline, images, names, show, output)
+        return _run(pipeline, images, names, show, output, options.dicom_out)
 
 
 def verify(argv: list[str]) -> int:
@@ -203,11 +209,15 @@ def _output_names(images: Sequence[Path]) -> list[str]:
     return names
 
 
-def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> None:
+def _make_folder(option: str, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out {out}: no folder can be made there ({error.strerror})") from error
+        raise UsageError(f"{option} {out}: no folder can be made there ({error.strerror})") from error
+
+
+def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> None:
+    _make_folder("--out", out)
     there = os.path.realpath(out)
     is_out = {parent: os.path.realpath(parent) == there for parent in {path.parent for path in images}}
     overwritten = {f"{name}_overlay.png" for name in names} & {path.name for path in images if is_out[path.parent]}
@@ -221,27 +231,39 @@ def _run(
     names: Sequence[str],
     show: Callable[[Prediction], str],
     output: _Output | None,
+    dicom_out: Path | None = None,
 ) -> int:
     """One image after the other, each shown as soon as it is done; nothing is kept of it but its status."""
     if hasattr(sys.stdout, "reconfigure"):  # a class or file name that the terminal cannot show must not stop us
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     statuses: Counter[str] = Counter()
-    fault = False
+    fault, without_dicom = False, 0
+    with_heat = dicom_out is not None or (output is not None and output.overlay)
     with closing(_Progress(len(images))) as progress:
         if isinstance(show, _Table):
             progress.print(show.header())
         for path, name in zip(images, names):
-            result = pipeline.predict(path, with_heat=output is not None and output.overlay)
+            result = pipeline.predict(path, with_heat=with_heat)
+            if dicom_out is not None:
+                from .dicom_results.writing import add_results
+
+                result = add_results(dicom_out, path, result, pipeline.bundle)
             prediction = result.prediction if output is None else output.write(result, name)
             statuses[prediction.status] += 1
             fault = fault or any(reason.code in _FAULTS for reason in prediction.reasons)
+            without_dicom += any(reason.code == "no_dicom_results" for reason in prediction.reasons)
             progress.print(show(prediction))
             progress.step()
     if len(images) > 1:
         parts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         print(f"{len(images)} images: {parts}", file=sys.stderr)
+    if without_dicom:
+        print(f"magsd infer: --dicom-out: nothing written for {without_dicom} of {len(images)} images, "
+              "see their reasons; the predictions stand", file=sys.stderr)  # fmt: skip
     if fault:
         return 1
+    if without_dicom:
+        return UsageError.exit_code
     return 3 if statuses["rejected"] or statuses["error"] else 0
 
 
@@ -256,7 +278,7 @@ class _Output:
         """Write the overlay and the JSON file of one image; the prediction then names both."""
         from .files import write_json
 
-        prediction, files = result.prediction, {}
+        prediction, files = result.prediction, dict(result.prediction.files)
         try:
             if self.overlay and result.radiograph is not None and prediction.status != "error":
                 target = self.folder / f"{name}_overlay.png"
