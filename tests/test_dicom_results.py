@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dicom_film
-from magsd_runtime.bundle import Bundle
+from magsd_runtime.bundle import LOCALIZATION_MAPS, Bundle
 from magsd_runtime.dicom_results import concepts, presentation_state, writing
 from magsd_runtime.dicom_results.identifiers import FORMAT, Origin, derive_uid
 from magsd_runtime.dicom_results.source import now, read_source
@@ -492,6 +492,15 @@ def test_the_parametric_map_gives_the_heat_back_pixel_by_pixel(tmp_path: Path, b
     assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == [0.3, 0.1]
     assert dataset.ContentQualification == "RESEARCH"
     assert dataset.FrameOfReferenceUID.startswith("2.25.")
+
+
+@pytest.mark.parametrize("name", LOCALIZATION_MAPS)
+def test_the_map_says_which_map_it_is(tmp_path: Path, bundle: Bundle, name: str) -> None:
+    dataset = write(tmp_path, replace(bundle, localization={"map": name, "threshold": 0.5}))["parametric-map"]
+    assert dataset.PerFrameFunctionalGroupsSequence[0].FrameContentSequence[0].FrameLabel == name
+    mapping = dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    assert mapping.LUTExplanation.startswith(f"{name}:")
+    assert concept(mapping.QuantityDefinitionSequence[0]) == ("99MAGSD", name.split("-")[0])
 
 
 def test_the_map_takes_the_films_frame_of_reference_and_no_spacing_of_the_detector(
