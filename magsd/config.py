@@ -76,7 +76,10 @@ class TrainingConfig:
     noise: float = option(0.0, "random noise: largest standard deviation in grey levels of 255")
     erasing: float = option(0.0, "random rectangles of one grey: largest side as a fraction of the image")
     spectrum: float = option(0.0, "taking over another film's radial power spectrum: how far, 0 to 1")
-    lung_attention: float = option(0.0, "weight of the attention's share outside the lung fields in the loss")
+    lung_attention: float = option(0.0, "weight in the loss of a term that draws the attention to a target; 0: none")
+    lung_attention_target: Literal["lungs", "opacity"] = option(
+        "lungs", "of that term. lungs: anywhere in the lung fields; opacity: where they are brighter than their mean"
+    )
     # attention-guided augmentation (section 3.3) and loss (section 3.4)
     attention_augmentation: tuple[str, ...] = option(
         ATTENTION_AUGMENTATIONS, "any of mixup, patching, dimming; none switches all off (Table 7)"
@@ -103,6 +106,7 @@ class TrainingConfig:
     backbone_rate: float = option(
         1.0, "factor of the learning rate for the backbone; 0 leaves it as it is, batch norm too"
     )
+    attention_rate: float = option(1.0, "factor of the learning rate for the attention generator")
     momentum: float = option(0.9, "SGD momentum")
     nesterov: bool = option(False, "Nesterov momentum, as in the released code")
     weight_decay: float = option(1e-6, "weight decay")
@@ -135,7 +139,7 @@ class TrainingConfig:
                 raise _wrong(self, name, "more than 0")
         for name in (
             "momentum", "weight_decay", "warmup_epochs", "gradient_clip", "seed", "rotation",
-            "tone", "blur", "noise", "lung_attention", "backbone_rate",
+            "tone", "blur", "noise", "lung_attention", "backbone_rate", "attention_rate",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise _wrong(self, name, "0 or more")

@@ -344,13 +344,14 @@ def _class_weights(config: TrainingConfig, data: FoldData) -> torch.Tensor | Non
 
 
 def _parameter_groups(config: TrainingConfig, model: nn.Module) -> list[dict[str, Any]]:
-    """All trained parameters in one group, or the backbone's in a group with a ``rate`` of its own."""
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    if config.backbone_rate in (0, 1):
-        return [{"params": [value for _, value in named], "rate": 1.0}]
-    backbone = [value for name, value in named if name.startswith("backbone.")]
-    rest = [value for name, value in named if not name.startswith("backbone.")]
-    return [{"params": backbone, "rate": config.backbone_rate}, {"params": rest, "rate": 1.0}]
+    """The trained parameters in groups by the factor ``rate`` of their learning rate, in the network's order."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            part = name.partition(".")[0]
+            rate = {"backbone": config.backbone_rate, "attention_generator": config.attention_rate}.get(part, 1.0)
+            groups.setdefault(rate, []).append(value)
+    return [{"params": values, "rate": rate} for rate, values in groups.items()]
 
 
 def _sum_of_weights(model: nn.Module) -> float:

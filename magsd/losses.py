@@ -130,3 +130,30 @@ def outside_share(attention: Tensor, inside: Tensor) -> Tensor:
     mean = attention.mean(1)  # (N, h, w)
     outside = (mean * (1 - inside[:, 0])).sum((1, 2)) / (mean.sum((1, 2)) + 1e-6)
     return (outside * (inside.sum((1, 2, 3)) > 0)).mean()
+
+
+def lung_opacity(images: Tensor, lungs: Tensor) -> Tensor:
+    """How far each pixel of the lung fields is brighter than their own mean: (N, 1, S, S), at least 0.
+
+    ``images`` (N, 1, S, S), any scale; ``lungs`` (N, 1, S, S), 0 to 1, how much of a pixel is lung. An opacity is
+    what the word says, less black than aerated lung; the mean of the same film's lungs is the least that can be
+    assumed about what is normal.
+    """
+    inside = lungs.sum((2, 3), keepdim=True)
+    mean = (images * lungs).sum((2, 3), keepdim=True) / (inside + 1e-6)
+    return (images - mean).clamp(min=0) * lungs
+
+
+def attention_divergence(attention: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the mean attention map from a target, mean over the images: (), nats, 0 or more.
+
+    ``attention`` (N, M, h, w) and ``target`` (N, 1, h, w), at least 0; both are made to sum to 1 over the cells.
+    An image whose target is 0 everywhere adds 0. Not in the paper: it teaches the attention where to look.
+    """
+    wanted = target.flatten(1)  # (N, h * w)
+    mass = wanted.sum(1, keepdim=True)
+    wanted = wanted / (mass + 1e-6)
+    mean = attention.mean(1).flatten(1)
+    given = mean / (mean.sum(1, keepdim=True) + 1e-6)
+    divergence = (wanted * ((wanted + 1e-6).log() - (given + 1e-6).log())).sum(1)
+    return (divergence * (mass[:, 0] > 0)).mean()

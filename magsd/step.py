@@ -25,7 +25,14 @@ from . import attention_augmentation as attention_guided
 from .augmentation import AugmentationRanges, augment, draw_augmentation, normalize_batch, warp
 from .config import TrainingConfig
 from .distributed import Processes
-from .losses import cross_entropy_loss, outside_share, soft_distance, soft_target
+from .losses import (
+    attention_divergence,
+    cross_entropy_loss,
+    lung_opacity,
+    outside_share,
+    soft_distance,
+    soft_target,
+)
 from .photometric import PhotometricRanges, disturb
 
 _PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,9 +65,9 @@ def training_step(
         logits, attention = _look(network, image, config)
         total = _primary_term(logits, labels, config, class_weights)
         if lungs is not None and config.lung_attention > 0:
-            height, width = attention.shape[-2:]
-            seen = functional.adaptive_avg_pool2d(warp(lungs.float(), draws) / 255, (height, width))
-            total = total + config.lung_attention * outside_share(attention, seen)
+            total = total + config.lung_attention * _attention_term(
+                attention, moved, warp(lungs.float(), draws), config
+            )
         backward(total)
     total, logits, attention = total.detach(), logits.detach(), attention.detach()
     correct = (logits.argmax(1) == labels).sum()
@@ -85,6 +92,16 @@ def training_step(
             backward(term)
         total = total + term.detach()
     return total, correct
+
+
+def _attention_term(attention: Tensor, images: Tensor, lungs: Tensor, config: TrainingConfig) -> Tensor:
+    """Of the mean attention map; ``images`` and ``lungs`` (N, 1, S, S), 0 to 255, after the geometric draws."""
+    inside = lungs / 255
+    grid = attention.shape[-2:]
+    if config.lung_attention_target == "lungs":
+        return outside_share(attention, functional.adaptive_avg_pool2d(inside, grid))
+    opacity = lung_opacity(images.float() / 255, inside)
+    return attention_divergence(attention, functional.adaptive_avg_pool2d(opacity, grid))
 
 
 def _primary_term(logits: Tensor, labels: Tensor, config: TrainingConfig, class_weights: Tensor | None) -> Tensor:

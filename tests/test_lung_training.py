@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from magsd.cli import main
 from magsd.config import resolve
 from magsd.distributed import Processes
 from magsd.folds import FINAL
-from magsd.losses import outside_share
+from magsd.losses import attention_divergence, lung_opacity, outside_share
 from magsd.lung_training import images_without_lungs, read_lung_films, train_lungs
 from magsd.models import build_model
 from magsd.schedule import epoch_batches
@@ -110,6 +111,50 @@ def test_outside_share() -> None:
         mean = attention[image].mean(0)
         expected += float((mean * (1 - inside[image, 0])).sum() / mean.sum()) / 3
     assert float(outside_share(attention, inside)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lung_opacity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((3, 1, 6, 6), generator=generator) * 255
+    lungs = torch.rand((3, 1, 6, 6), generator=generator)
+    lungs[2] = 0
+    found = lung_opacity(images, lungs)
+    for image in range(3):
+        weight = float(lungs[image].sum())
+        mean = sum(float(value * share) for value, share in zip(images[image].flatten(), lungs[image].flatten()))
+        mean = mean / weight if weight else 0.0
+        for value, share, got in zip(images[image].flatten(), lungs[image].flatten(), found[image].flatten()):
+            assert float(got) == pytest.approx(max(float(value) - mean, 0) * float(share), rel=1e-3, abs=1e-3)
+    assert found[2].sum() == 0
+    # a plain film has no opacity, whatever its grey
+    assert float(lung_opacity(torch.full((1, 1, 6, 6), 200.0), lungs[:1]).max()) < 1e-2
+
+
+def test_attention_divergence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    attention = torch.rand((3, 4, 5, 5), generator=generator)
+    target = torch.rand((3, 1, 5, 5), generator=generator)
+    target[1, :, :3] = 0
+    target[2] = 0
+    expected = 0.0
+    for image in range(2):
+        given = attention[image].mean(0) / attention[image].mean(0).sum()
+        wanted = target[image, 0] / target[image, 0].sum()
+        expected += sum(
+            float(w) * math.log(float(w) / float(g)) for w, g in zip(wanted.flatten(), given.flatten()) if w
+        )
+    assert float(attention_divergence(attention, target)) == pytest.approx(expected / 3, rel=1e-3)
+    same = attention.mean(1, keepdim=True) * 7
+    assert float(attention_divergence(attention, same)) == pytest.approx(0, abs=1e-4)
+    # the gradient leads there, also from attention that is 0 everywhere in one image
+    attention[0] = 0
+    attention.requires_grad_(True)
+    attention_divergence(attention, target).backward()
+    assert attention.grad is not None
+    assert bool(torch.isfinite(attention.grad).all())
+    with torch.no_grad():
+        nearer = (attention - 0.1 * attention.grad).clamp(min=0)
+        assert float(attention_divergence(nearer, target)) < float(attention_divergence(attention, target))
 
 
 def test_sources_are_drawn_by_the_root_of_their_size() -> None:
@@ -219,6 +264,25 @@ def test_the_average_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyP
             model = one["average"]["model"]
             assert all(torch.equal(value, other["average"]["model"][key]) for key, value in model.items())
     assert replace(config, average=0.0) != config
+
+
+def test_the_attention_generator_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    data = str(write_tiny_manifest(tmp_path / "data"))
+    moved = {}
+    for rate in (0.0, 1.0, 10.0):
+        config = resolve({**TINY, "epochs": 1, "data": data, "backbone_rate": 0.0, "attention_rate": rate})
+        train(config, tmp_path / str(rate), GROUP, fold=0)
+        model = load_checkpoint(tmp_path / str(rate) / "fold0" / "last.pt")[0]["model"]
+        torch.manual_seed(0)
+        begin = build_model(resolve(TINY), num_classes=2)
+        moved[rate] = sum(
+            float((model[name] - value.detach()).abs().sum())
+            for name, value in begin.named_parameters()
+            if name.startswith("attention_generator.")
+        )
+        assert not torch.equal(model["classifier.weight"], begin.state_dict()["classifier.weight"])
+    assert moved[0.0] == 0
+    assert 3 * moved[1.0] < moved[10.0]
 
 
 def test_a_backbone_with_rate_0_keeps_its_weights(tmp_path: Path) -> None:
