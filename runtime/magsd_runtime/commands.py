@@ -38,6 +38,7 @@ def infer(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here")
     parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
     parser.add_argument("--dicom-out", metavar="DIR", type=Path, help="write DICOM results of DICOM images here")
+    parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     _add_backend(parser)
     options = parser.parse_args(argv)
@@ -61,6 +62,10 @@ def infer(argv: list[str]) -> int:
         cv2.setNumThreads(options.threads)
     with Pipeline.open(bundle, options.backend, threads=options.threads) as pipeline:
         output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
+        if options.audit is not None:
+            from .audit_record import AuditedPipeline
+
+            pipeline = AuditedPipeline(pipeline, options.audit, threads=options.threads)
         show = _json_line if options.json else _Table(pipeline, images)
         return _run(pipeline, images, names, show, output, options.dicom_out)
 

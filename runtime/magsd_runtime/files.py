@@ -72,6 +72,15 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, text + "\n")
 
 
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Wait until the names in folder ``path`` are on the disk: a rename alone does not survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
