@@ -138,6 +138,26 @@ def test_deletion_exchange_insertion_and_repetition_are_found(six: tuple[Path, b
         assert verify(path).problem is None
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\\u00fc", b"\\u00FC"),
+        (b'{"hash"', b'{ "hash"'),
+        (b'"seq":2', b'"seq":2,"seq":2'),
+        (b"0.3333333333333333", b"0.33333333333333330"),
+    ],
+)
+def test_another_spelling_of_the_same_record_is_an_edit(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = tmp_path / "log"
+    lines = new_log(path, 3).splitlines(keepends=True)
+    assert old in lines[1]
+    path.write_bytes(lines[0] + lines[1].replace(old, new) + lines[2])
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.seq == 2
+    assert "not in the form" in str(problem)
+
+
 def test_a_record_that_was_replaced_with_a_right_hash_is_found(tmp_path: Path) -> None:
     path = tmp_path / "log"
     lines = new_log(path, 4).splitlines(keepends=True)
@@ -268,8 +288,10 @@ def test_a_repair_that_was_cut_off_is_repaired_too(tmp_path: Path) -> None:
     path.write_bytes(content)
     repair(path)
     whole = path.read_bytes()
-    for end in range(len(content) + 1, len(whole), 9):
+    for end in [*range(len(content) + 1, len(whole), 9), len(content) + len(b"#torn\n")]:
         path.write_bytes(whole[:end])
+        with pytest.raises(BrokenChainError, match="audit repair"):
+            append(path, "test", {})
         problem = verify(path).problem
         assert problem is not None
         assert problem.torn
