@@ -186,7 +186,7 @@ class _FoldPart:
         self.cells = np.bincount(cells, minlength=num_patients * classes**2).reshape(num_patients, -1)
         self.present = np.bincount(labels, minlength=classes) > 0
         self.ranked = [
-            _Ranked(labels == index, probabilities[:, index], patient) for index in np.flatnonzero(self.present)
+            Ranked(labels == index, probabilities[:, index], patient) for index in np.flatnonzero(self.present)
         ]
 
     def scores(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -196,8 +196,11 @@ class _FoldPart:
         return {**_macro(confusion, self.present), "auc": areas.mean(axis=0)}
 
 
-class _Ranked:
-    """The images of a fold in the order of one class's scores: weighted ROC AUC by cumulative sums."""
+class Ranked:
+    """The images of a fold in the order of one class's scores: weighted ROC AUC by cumulative sums.
+
+    ``positive`` bool (N,), ``scores`` (N,), ``patient`` int64 (N,): a column of the weights.
+    """
 
     def __init__(self, positive: NDArray[np.bool_], scores: NDArray[np.float64], patient: NDArray[np.int64]) -> None:
         order = np.argsort(scores, kind="stable")
@@ -206,13 +209,17 @@ class _Ranked:
         # where a new score begins: equal scores count one half
         self.starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
 
-    def auc(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    def counts(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (R, P) -> pairs of a positive and a negative image in the right order, and all pairs, each (R,)."""
         drawn = weights[:, self.patient]  # (R, n)
         positive = np.add.reduceat(drawn * self.positive, self.starts, axis=1)  # (R, distinct scores)
         negative = np.add.reduceat(drawn * ~self.positive, self.starts, axis=1)
         below = np.cumsum(negative, axis=1) - negative
         wins = (positive * (below + 0.5 * negative)).sum(axis=1)
-        return _ratio(wins, positive.sum(axis=1) * negative.sum(axis=1))
+        return wins, positive.sum(axis=1) * negative.sum(axis=1)
+
+    def auc(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _ratio(*self.counts(weights))
 
 
 def _one_against_rest(confusion: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
