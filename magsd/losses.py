@@ -137,11 +137,13 @@ def lung_opacity(images: Tensor, lungs: Tensor) -> Tensor:
 
     ``images`` (N, 1, S, S), any scale; ``lungs`` (N, 1, S, S), 0 to 1, how much of a pixel is lung. An opacity is
     what the word says, less black than aerated lung; the mean of the same film's lungs is the least that can be
-    assumed about what is normal.
+    assumed about what is normal. A rim of S / 32 pixels is left out: there the ribs and the chest wall are bright.
     """
-    inside = lungs.sum((2, 3), keepdim=True)
-    mean = (images * lungs).sum((2, 3), keepdim=True) / (inside + 1e-6)
-    return (images - mean).clamp(min=0) * lungs
+    rim = images.shape[-1] // 32
+    inner = -functional.max_pool2d(-lungs, 2 * rim + 1, stride=1, padding=rim)  # an erosion
+    area = inner.sum((2, 3), keepdim=True)
+    mean = (images * inner).sum((2, 3), keepdim=True) / (area + 1e-6)
+    return (images - mean).clamp(min=0) * inner
 
 
 def attention_divergence(attention: Tensor, target: Tensor) -> Tensor:

@@ -115,19 +115,25 @@ def test_outside_share() -> None:
 
 def test_lung_opacity() -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand((3, 1, 6, 6), generator=generator) * 255
-    lungs = torch.rand((3, 1, 6, 6), generator=generator)
+    size, rim = 64, 2
+    images = torch.rand((3, 1, size, size), generator=generator) * 255
+    lungs = 0.5 + 0.5 * torch.rand((3, 1, size, size), generator=generator)
+    lungs[0, :, :, :20] = 0
     lungs[2] = 0
-    found = lung_opacity(images, lungs)
+    found = lung_opacity(images, lungs)[:, 0].numpy()
     for image in range(3):
-        weight = float(lungs[image].sum())
-        mean = sum(float(value * share) for value, share in zip(images[image].flatten(), lungs[image].flatten()))
-        mean = mean / weight if weight else 0.0
-        for value, share, got in zip(images[image].flatten(), lungs[image].flatten(), found[image].flatten()):
-            assert float(got) == pytest.approx(max(float(value) - mean, 0) * float(share), rel=1e-3, abs=1e-3)
+        film, lung = images[image, 0].numpy().astype(np.float64), lungs[image, 0].numpy()
+        inner = np.zeros_like(film)
+        for row in range(size):
+            for column in range(size):
+                top, left = max(0, row - rim), max(0, column - rim)
+                inner[row, column] = lung[top : row + rim + 1, left : column + rim + 1].min()
+        mean = (film * inner).sum() / inner.sum() if inner.any() else 0.0
+        np.testing.assert_allclose(found[image], np.maximum(film - mean, 0) * inner, atol=1e-2)
+    assert found[0, :, :22].sum() == 0 < found[0, :, 22:].sum()
     assert found[2].sum() == 0
     # a plain film has no opacity, whatever its grey
-    assert float(lung_opacity(torch.full((1, 1, 6, 6), 200.0), lungs[:1]).max()) < 1e-2
+    assert float(lung_opacity(torch.full((1, 1, size, size), 200.0), lungs[:1]).max()) < 1e-2
 
 
 def test_attention_divergence() -> None:
