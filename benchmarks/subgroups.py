@@ -2,7 +2,7 @@
 
     magsd evaluate RUN --data M.csv --out EVAL
     python benchmarks/subgroups.py EVAL [EVAL ...] --data M.csv                         seconds
-    python benchmarks/subgroups.py EVAL --data M.csv --folds [--paper-data A]
+    python benchmarks/subgroups.py EVAL --data M.csv --folds [--paper-data A] [--source cohen --source nih]
 
 M.csv has the columns path,label,patient and, where known, view,age,sex; sources are those of the evaluation. Several
 evaluations are taken together; each fold of each is one model. Every prediction counts once.
@@ -352,7 +352,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="path,label,patient and view,age,sex of the films")  # fmt: skip
     parser.add_argument("--folds", action="store_true", help="also mean and deviation over folds, beside the paper's")
     parser.add_argument("--paper-data", choices=sorted(TABLE_3), default="B", help="the paper's data set (default: B)")
-    parser.add_argument("--source", metavar="NAME", help="films of this source only")
+    parser.add_argument("--source", action="append", metavar="NAME",
+                        help="films of this source only; may be repeated")  # fmt: skip
     parser.add_argument("--positive", default=COVID, metavar="CLASS", help=f"default: {COVID}")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)

@@ -235,6 +235,8 @@ def test_the_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     only = json.loads(result.read_text())["groups"]
     assert only[0]["films"] == groups["source", "nih"]["films"]
     assert [row["group"] for row in only if row["dimension"] == "source"] == ["nih"]
+    assert subgroups.main([*arguments, "--source", "nih", "--source", "cohen", "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["groups"] == found["groups"]
 
 
 def test_over_folds(tmp_path: Path) -> None:
