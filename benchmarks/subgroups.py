@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         predictions = read_evaluations(arguments.evaluations)
         groups = group_names(predictions, read_facts(arguments.data))
-        if arguments.source is not None:
-            rows = np.array([name == arguments.source for name in groups["source"]], np.bool_)
-            if not rows.any():
-                raise UsageError(
-                    f"--source is {arguments.source}: there are {', '.join(sorted(set(groups['source'])))}"
-                )
+        if arguments.source:
+            there = sorted(set(groups["source"]))
+            absent = [name for name in arguments.source if name not in there]
+            if absent:
+                raise UsageError(f"--source is {absent[0]}: there are {', '.join(there)}")
+            rows = np.array([name in arguments.source for name in groups["source"]], np.bool_)
             predictions = predictions.select(rows)
             groups = {dimension: _at(names, rows) for dimension, names in groups.items()}
         results: dict[str, Any] = {
