@@ -125,7 +125,7 @@ def film(seed: int, readable: bool) -> bytes:
     return encoded if readable else encoded[: len(encoded) // 2] + seed.to_bytes(4, "big")
 
 
-def run(folder: Path, bundle: Path, kills: int, seed: int, *, longest: float = 1.2, pause: float = 0.05) -> Count:
+def run(folder: Path, bundle: Path, kills: int, seed: int, *, longest: float = 1.2, pause: float = 0.1) -> Count:
     """The whole trial in ``folder``; ``longest``: seconds that a process lives at most before its kill."""
     rng = random.Random(seed)
     inbox, out, collected = folder / "in", folder / "out", folder / "collected"

@@ -23,7 +23,7 @@ import pytest
 
 import tiny_bundle
 from magsd.cli import main
-from magsd_runtime import audit, outbox
+from magsd_runtime import audit, outbox, watching
 from magsd_runtime.inbox import Inbox
 from magsd_runtime.outbox import Outbox
 from magsd_runtime.pipeline import Pipeline, Result
@@ -183,6 +183,30 @@ def test_a_film_that_changes_while_it_is_judged_is_judged_again(
     monkeypatch.setattr(Pipeline, "predict", predict)
     settle(make())
     assert_once(place, after)
+
+
+def test_a_file_that_may_not_be_read_stops_no_other(place: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, other = put(place, "closed.png", 1), put(place, "open.png", 2)
+    monkeypatch.setattr(watching, "sha256_file", lambda path: refuse() if path.name == "closed.png" else digest(path))
+
+    def refuse() -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    watcher = make()
+    while watcher.round() or watcher._anything_left():
+        watcher.clock.now += 1  # type: ignore[attr-defined]
+    watcher._report(force=True)
+    assert list(results(place)) == [other]
+    assert watcher.status.inaccessible == 1
+    monkeypatch.undo()
+    os.chmod(place / "in/closed.png", 0o600)
+    settle(watcher)
+    watcher._report(force=True)
+    assert_once(place, [closed, other])
+    assert watcher.status.inaccessible == 0
 
 
 def test_the_queue_is_bounded_and_the_oldest_come_first(place: Path, make: Make) -> None:

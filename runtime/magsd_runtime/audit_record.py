@@ -45,8 +45,12 @@ def result_of(prediction: Prediction) -> dict[str, Any]:
 
 
 def result_sha256(prediction: Prediction) -> str:
-    """SHA-256 of :func:`result_of` with the facts of the image, as canonical JSON."""
-    return sha256_of({**result_of(prediction), "image": dict(prediction.image)})
+    """SHA-256 of :func:`result_of` with the facts of the image, as canonical JSON.
+
+    ``extension_mismatch`` is left out: it is a fact of the file's name.
+    """
+    image = {name: value for name, value in prediction.image.items() if name != "extension_mismatch"}
+    return sha256_of({**result_of(prediction), "image": image})
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +45,9 @@ class Entry:
     pixels: str | None = None
     identity: Identity | None = None
     time: str = ""
+
+
+_FIELDS = frozenset(field.name for field in fields(Entry))  # a later magsd may write more
 
 
 class Ledger:
@@ -122,7 +125,7 @@ class Ledger:
             values = json.loads(line)
             if values.get("identity") is not None:
                 values["identity"] = Identity(*values["identity"])
-            entry = Entry(**values)
+            entry = Entry(**{name: value for name, value in values.items() if name in _FIELDS})
             if not isinstance(entry.content, str) or not isinstance(entry.kind, str):
                 raise TypeError
         except (ValueError, TypeError, AttributeError, RecursionError):

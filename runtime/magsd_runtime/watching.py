@@ -137,6 +137,7 @@ class Watcher:
         except OSError as error:
             raise _BlockedError(f"the inbox cannot be listed ({error.strerror or error})") from error
         self._scanned = now
+        self._inaccessible = {path for path in self._inaccessible if path.exists()}
 
     def _anything_left(self) -> bool:
         return self.inbox.ready > 0 or self.inbox.waiting > len(self._inaccessible)

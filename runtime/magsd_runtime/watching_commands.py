@@ -6,6 +6,8 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +44,18 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     options = parser.parse_args(argv)
     _check_folders(options.inbox, options.out)
-    return _watch(options, choose_bundle(options.bundle))
+    bundle = choose_bundle(options.bundle)
+    with _stop_flag() as stop:
+        return _watch(options, bundle, stop)
 
 
-def _watch(options: Any, bundle: str) -> int:
+def _watch(options: Any, bundle: str, stop: Callable[[], bool]) -> int:
     from .inbox import Inbox
     from .outbox import Outbox
     from .pipeline import Pipeline
     from .watch_status import WatchStatus
     from .watching import Watcher, WatchSettings
 
-    stop = _stop_flag()
     if options.dicom:
         from .dicom_results.writing import require_parts
 
@@ -108,12 +111,17 @@ def _check_folders(inbox: Path, out: Path) -> None:
         raise UsageError(f"{inbox} and --out {out}: neither may lie in the other, results would be taken for inputs")
 
 
-def _stop_flag() -> Any:
+@contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGTERM or SIGINT has come."""
     came: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: came.append(number))
-    return lambda: bool(came)
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in signals]
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in zip(signals, before):
+            signal.signal(number, handler)
 
 
 def _seconds(text: str) -> float:
