@@ -6,7 +6,7 @@ repeated on three channels with the original. What the sum means for the input's
 of EfficientNet-lite0 expect (x - 127) / 128, so a typical photograph has a standard deviation near
 0.5, whereas magsd's z-score always gives mean 0 and standard deviation 1. The first layer therefore
 sees the same structures with about twice the contrast; batch norm takes that up within the first
-steps of training. Weights are never left random in silence.
+steps of training, unless the backbone is frozen. Weights are never left random in silence.
 """
 
 from __future__ import annotations
