@@ -119,6 +119,7 @@ def test_a_kill_at_any_call_loses_and_doubles_nothing(
         [held] = (place / "out/quarantine" / bad).glob("input*")
         assert held.read_bytes() == b"no image"
         assert [path.name for path in (place / "in").iterdir()] == [f"{NAME}.png"]
+        assert not list((place / "out").rglob(".*"))
         state = place / "out/state"
         assert [list((state / name).iterdir()) for name in ("staging", "attempts", "work")] == [[], [], []]
         shutil.rmtree(place)

@@ -63,7 +63,8 @@ class Outbox:
         A result without a line, from a ledger that was lost, gets its line; it is not made again.
         """
         count = 0
-        for path in self._work.iterdir():
+        # Half-written status files: those in staging go with it
+        for path in (*self._work.iterdir(), *self.folder.glob(".status.json.*"), *self.folder.glob(".metrics.prom.*")):
             path.unlink()
         for path in list(self._staging.iterdir()):
             if self.ledger.state(path.name) in (DONE, QUARANTINED):
