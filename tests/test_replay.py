@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -19,6 +20,7 @@ from magsd.cli import main
 from magsd_runtime import audit, audit_record, replaying
 from magsd_runtime.audit import append
 from magsd_runtime.pipeline import Pipeline
+from magsd_runtime.prediction import Prediction
 from test_audit import ENVIRONMENT, ROOT, check_by_hand, new_log
 
 NAME = "MÜLLER^ANNA_1950-03-07.png"
@@ -246,3 +248,14 @@ def test_help_loads_nothing_heavy() -> None:
     for verb in (["audit"], ["audit", "verify"], ["replay"]):
         subprocess.run([sys.executable, "-c", code, *verb, "--help"], env={**ENVIRONMENT, "PYTHONPATH": path},
                        check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def test_versions_of_what_took_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydicom", SimpleNamespace(__version__="3.1.4"))
+    by_format = {
+        name: audit_record.versions(Prediction("x", "rejected", image={"format": name} if name else {}))
+        for name in ("PNG", "DICOM", "")
+    }
+    assert "pydicom" not in by_format["PNG"]
+    assert by_format["DICOM"]["pydicom"] == by_format[""]["pydicom"] == "3.1.4"
+    assert by_format["PNG"]["numpy"] == np.__version__

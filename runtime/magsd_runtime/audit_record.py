@@ -17,19 +17,16 @@ from . import hardware
 from ._version import __version__
 from .audit import append, check_appendable, sha256_of, utc_now
 from .files import sha256_file
-from .images import MAX_FILE_BYTES
+from .images import EXTENSIONS, MAX_FILE_BYTES
 from .pipeline import Pipeline, Result
 
 if TYPE_CHECKING:
     from .bundle import Bundle
     from .prediction import Prediction
 
-# What takes part in a result, by the module that says its version; the last ones decode DICOM's compressed pixels.
-_LIBRARIES = {
-    "numpy": "numpy",
-    "opencv": "cv2",
-    "pillow": "PIL",
-    "onnxruntime": "onnxruntime",
+# What takes part in a result, by the module that says its version
+_LIBRARIES = {"numpy": "numpy", "opencv": "cv2", "pillow": "PIL", "onnxruntime": "onnxruntime"}
+_DICOM_LIBRARIES = {
     "pydicom": "pydicom",
     "pylibjpeg-libjpeg": "libjpeg",
     "pylibjpeg-openjpeg": "openjpeg",
@@ -75,10 +72,11 @@ def machine_facts(pipeline: Pipeline, threads: int | None) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of magsd, Python and of the libraries that this process has loaded; call it after a prediction."""
+def versions(prediction: Prediction) -> dict[str, str]:
+    """Versions of magsd, Python and of the libraries that took part in a prediction of this process."""
     found = {"magsd": __version__, "python": platform.python_version()}
-    for name, module in _LIBRARIES.items():
+    libraries = _LIBRARIES if prediction.image.get("format") in EXTENSIONS else {**_LIBRARIES, **_DICOM_LIBRARIES}
+    for name, module in libraries.items():
         version = getattr(sys.modules.get(module), "__version__", None)
         if isinstance(version, str):
             found[name] = version
@@ -124,7 +122,7 @@ class AuditedPipeline(Pipeline):
             "started": started,
             "input": source,
             **self._constant,
-            "versions": versions(),
+            "versions": versions(result.prediction),
             "result": result_of(result.prediction),
             "result_sha256": result_sha256(result.prediction),
         }
