@@ -117,6 +117,12 @@ def evaluate(argv: list[str]) -> int:
         help="map of the headline localization (default: the bundle's, or attention); all are reported",
     )
     parser.add_argument(
+        "--minimum-score",
+        type=float,
+        metavar="X",
+        help="heat, 0 to 1, that a region must reach to count, in all maps (default: the bundle's, or 0)",
+    )
+    parser.add_argument(
         "--bootstrap",
         type=int,
         default=1000,
@@ -141,6 +147,7 @@ def evaluate(argv: list[str]) -> int:
         batch=arguments.batch,
         resamples=arguments.bootstrap,
         map_name=arguments.map,
+        minimum_score=arguments.minimum_score,
         fold=arguments.fold,
         seed=arguments.seed,
         force=arguments.force,

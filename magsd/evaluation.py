@@ -118,6 +118,7 @@ def evaluate(
     batch: int = 32,
     resamples: int = 1000,
     map_name: str | None = None,
+    minimum_score: float | None = None,
     fold: int | None = None,
     seed: int = 0,
     force: bool = False,
@@ -126,7 +127,9 @@ def evaluate(
     """Evaluate the run or bundle ``target_path`` on the manifest ``data``; fill ``out``, return metrics.json.
 
     ``map_name`` (attention or evidence) is the map of the headline localization numbers; by default the
-    bundle's, or attention. ``fold`` restricts a run to one fold. ``force`` replaces an earlier evaluation.
+    bundle's, or attention. ``minimum_score`` (0 to 1) is the heat that a region must reach somewhere to count, in
+    all maps; by default the bundle's, or 0. ``fold`` restricts a run to one fold. ``force`` replaces an earlier
+    evaluation.
 
     Raises
     ------
@@ -140,6 +143,8 @@ def evaluate(
     check_out(out, force)
     if batch < 1 or resamples < 0:
         raise UsageError(f"--batch is {batch} and --bootstrap {resamples}: expected 1 or more, and 0 or more")
+    if minimum_score is not None and not 0 <= minimum_score <= 1:
+        raise UsageError(f"--minimum-score is {minimum_score:g}: expected 0 to 1")
     target = open_target(target_path)
     manifest = read_manifest(data)
     if isinstance(target, Bundle):
@@ -151,6 +156,8 @@ def evaluate(
     else:
         judged = judge_run(target, manifest, fold, device, batch, progress)
         chosen_map, fixed = map_name or "attention", None
+    own_minimum = target.minimum_score if isinstance(target, Bundle) else 0.0
+    minimum = own_minimum if minimum_score is None else minimum_score
     if chosen_map.endswith(IN_LUNGS) and target.preprocessing.crop != "lungs":
         raise UsageError(f"--map {chosen_map}: the model's preprocessing does not look for lung fields")
     scores = evaluate_predictions(judged.predictions, resamples=resamples, seed=seed)
@@ -158,11 +165,13 @@ def evaluate(
     if judged.cases:
         localization, panel = evaluate_localization(
             judged.cases, judged.tuning, target.preprocessing, map_name=chosen_map, fixed_threshold=fixed,
-            resamples=resamples, seed=seed, progress=progress("localization"),
+            minimum_score=minimum, resamples=resamples, seed=seed, progress=progress("localization"),
         )  # fmt: skip
         localization["tuning_part"] = judged.tuning_part
         if fixed is not None and isinstance(target, Bundle):
             localization["chosen_on"] += f" ({target.localization.get('chosen_on', 'its origin is not recorded')})"
+            if minimum != own_minimum:
+                localization["chosen_on"] += f"; its own minimum score is {own_minimum:g}"
     facts = _data_facts(manifest, data, judged)
     metrics = {
         "schema": SCHEMA,

@@ -128,7 +128,10 @@ def predictions_csv(predictions: Predictions) -> str:
 
 def summary(metrics: dict[str, Any], out: Path) -> dict[str, Any]:
     """The main numbers of ``metrics``, for one JSON line."""
-    names = ("map", "images", "iou_mean", "iou_mean_ci95", "iou_at_25", "pointing", "threshold", "chosen_on")
+    names = (
+        "map", "images", "iou_mean", "iou_mean_ci95", "iou_at_25", "pointing", "threshold", "minimum_score",
+        "chosen_on",
+    )  # fmt: skip
     localization = metrics["localization"]
     return {
         "out": str(out),
@@ -158,7 +161,8 @@ def summary_table(metrics: dict[str, Any]) -> str:
     lines.append(f"{'ece':<14}{_shown(metrics['calibration']['ece']):>7}")
     localization = metrics["localization"]
     if localization is not None:
-        lines.append(f"localization ({localization['map']} map, {localization['images']} images)")
+        least = f", regions that reach {localization['minimum_score']:g}" if localization["minimum_score"] else ""
+        lines.append(f"localization ({localization['map']} map, {localization['images']} images{least})")
         rows = {"network": localization, **localization["baselines"]}
         for name, row in rows.items():
             lines.append(
@@ -215,9 +219,10 @@ def _panel_item(
     case: Case, iou: float, threshold: float, spec: PreprocessingSpec, metrics: Mapping[str, Any]
 ) -> PanelItem:
     truth, record = case.truth, case.record
-    shown = metrics["localization"]["map"]
+    shown, minimum = metrics["localization"]["map"], metrics["localization"]["minimum_score"]
     heat = unit_heat(case.heats[shown.removesuffix(IN_LUNGS)], truth, spec, shown)
-    predicted = enclosing_box(heat_mask(heat, threshold))
+    counted = heat_mask(heat, threshold, minimum)
+    predicted = enclosing_box(counted)
     factor = min(1.0, PANEL_SIDE / max(truth.width, truth.height))
     size = (max(1, round(truth.width * factor)), max(1, round(truth.height * factor)))
     pixels = cv2.resize(read_radiograph(record.path).pixels, size, interpolation=cv2.INTER_AREA)
@@ -232,6 +237,8 @@ def _panel_item(
         boxes=[_scaled(Box(x, y, x + w, y + h), factor) for x, y, w, h in record.boxes],
         mask=mask if truth.kind == "mask" else None,
         iou=iou,
+        minimum_score=minimum,
+        region=np.asarray(cv2.resize(counted.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)) > 0,
     )
 
 

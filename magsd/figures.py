@@ -32,7 +32,10 @@ PREDICTED, DRAWN = "#ff9d2e", "#3ddc84"
 
 @dataclass(frozen=True, eq=False)
 class PanelItem:
-    """One image of the localization panel: uint8 (H, W), heat 0 to 1 (H, W), boxes in its pixels."""
+    """One image of the localization panel: uint8 (H, W), heat 0 to 1 (H, W), boxes in its pixels.
+
+    ``region``, bool (H, W), is what of the heat above the threshold counts with a ``minimum_score``.
+    """
 
     title: str
     pixels: NDArray[np.uint8]
@@ -42,6 +45,8 @@ class PanelItem:
     boxes: Sequence[Box]
     mask: NDArray[np.bool_] | None
     iou: float
+    minimum_score: float = 0.0
+    region: NDArray[np.bool_] | None = None
 
 
 def confusion_figure(path: Path, *, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
@@ -155,8 +160,9 @@ def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
         upper.imshow(item.heat, cmap="inferno", vmin=0, vmax=1, alpha=0.7 * item.heat)
         upper.set_title(item.title, fontsize=8, color=INK)
         _draw_region(lower, item)
-        lower.set_title(f"IoU {item.iou:.2f}   (threshold {item.threshold:.2f})", fontsize=9, color=INK)
-    handles = _panel_handles(any(item.mask is not None for item in items))
+        least = f", peak {item.minimum_score:.2f}" if item.minimum_score else ""
+        lower.set_title(f"IoU {item.iou:.2f}   (threshold {item.threshold:.2f}{least})", fontsize=9, color=INK)
+    handles = _panel_handles(any(item.mask is not None for item in items), any(item.minimum_score for item in items))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=3 if side_by_side else 1, frameon=False, fontsize=9
     )
@@ -196,6 +202,9 @@ def _draw_region(axes: Any, item: PanelItem) -> None:
     if item.mask is not None:
         axes.contour(item.mask.astype(float), levels=[0.5], colors=[DRAWN], linewidths=1.6)
     above = item.heat > item.threshold
+    # the shrunk heat may have lost a peak: what counts was decided on the whole
+    if item.minimum_score and item.region is not None:
+        above = item.region
     if above.any() and not above.all():
         axes.contourf(above.astype(float), levels=[0.5, 1.5], colors=[PREDICTED], alpha=0.22)
         axes.contour(above.astype(float), levels=[0.5], colors=[PREDICTED], linewidths=1.2)
@@ -211,12 +220,17 @@ def _draw_region(axes: Any, item: PanelItem) -> None:
         )
 
 
-def _panel_handles(masks: bool) -> list[Any]:
+def _panel_handles(masks: bool, peaks: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
-        Patch(facecolor=PREDICTED, alpha=0.35, edgecolor=PREDICTED, label="attention above the threshold"),
+        Patch(
+            facecolor=PREDICTED,
+            alpha=0.35,
+            edgecolor=PREDICTED,
+            label="attention above the threshold" + (", where its peak suffices" if peaks else ""),
+        ),
         Line2D([], [], color=PREDICTED, linestyle=(0, (4, 2)), label="box around it"),
         Line2D([], [], color=DRAWN, label="drawn by people (box or mask)" if masks else "box drawn by people"),
     ]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magsd_runtime.localization import IN_LUNGS, square_heat, to_original
+from magsd_runtime.localization import IN_LUNGS, enclosing_box, heat_mask, square_heat, to_original
 from magsd_runtime.prediction import Box
 from magsd_runtime.preprocessing import PreprocessingSpec
 
@@ -81,10 +81,17 @@ def unit_heat(heat: NDArray[np.floating], truth: Truth, spec: PreprocessingSpec,
     return to_original(square, truth.width, truth.height, spec, truth.framing.region)
 
 
-def score_heat(heat: NDArray[np.floating], truth: Truth, thresholds: NDArray[np.float64] = THRESHOLDS) -> HeatScores:
+def score_heat(
+    heat: NDArray[np.floating],
+    truth: Truth,
+    thresholds: NDArray[np.float64] = THRESHOLDS,
+    minimum_score: float = 0.0,
+) -> HeatScores:
     """Heat 0 to 1 (H, W) against the truth, at all ``thresholds`` at once.
 
-    Equal to ``heat_mask`` and ``enclosing_box`` at each threshold, in one pass over the pixels.
+    Equal to ``heat_mask`` and ``enclosing_box`` at each threshold, in one pass over the pixels and one more for
+    each threshold below ``minimum_score``. The box encloses all regions that count.
+    ``pointing`` and ``energy`` are those of the heat, whatever counts.
     """
     count = len(thresholds)
     limits = thresholds.astype(np.float32)  # heat_mask compares in the heat's type
@@ -96,6 +103,10 @@ def score_heat(heat: NDArray[np.floating], truth: Truth, thresholds: NDArray[np.
     of_masks = overlap / np.maximum(predicted + int(inside.sum()) - overlap, 1)
     rows, columns = heat.max(axis=1), heat.max(axis=0)
     of_boxes = np.array([box_iou(_box_above(rows, columns, value), truth.box) for value in limits])
+    for index in np.flatnonzero(thresholds < minimum_score):  # elsewhere every region reaches it
+        counted = heat_mask(heat, float(limits[index]), minimum_score)
+        of_masks[index] = mask_iou(counted, truth.mask)
+        of_boxes[index] = box_iou(enclosing_box(counted), truth.box)
     total = float(heat.sum(dtype=np.float64))
     return HeatScores(
         iou=of_masks if truth.kind == "mask" else of_boxes,
@@ -194,12 +205,16 @@ def fitted_box_scores(case: Case, thresholds: NDArray[np.float64] = THRESHOLDS) 
 
 
 def random_map_scores(
-    case: Case, spec: PreprocessingSpec, seed: Sequence[int], thresholds: NDArray[np.float64] = THRESHOLDS
+    case: Case,
+    spec: PreprocessingSpec,
+    seed: Sequence[int],
+    thresholds: NDArray[np.float64] = THRESHOLDS,
+    minimum_score: float = 0.0,
 ) -> HeatScores:
     """Uniform random values on the network's grid, through the same path as the network's map."""
     shape = next(iter(case.heats.values())).shape
     heat = np.random.default_rng(list(seed)).random(shape).astype(np.float32)
-    return score_heat(unit_heat(heat, case.truth, spec), case.truth, thresholds)
+    return score_heat(unit_heat(heat, case.truth, spec), case.truth, thresholds, minimum_score)
 
 
 def evaluate_localization(
@@ -209,6 +224,7 @@ def evaluate_localization(
     *,
     map_name: str = "attention",
     fixed_threshold: float | None = None,
+    minimum_score: float = 0.0,
     resamples: int = 1000,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -216,8 +232,9 @@ def evaluate_localization(
     """The ``localization`` part of metrics.json, and (case, IoU, threshold) of every image for the panel.
 
     ``map_name`` is the map of the headline numbers. ``tuning`` holds training-side cases of each fold.
-    ``fixed_threshold``, from a bundle, applies to ``map_name`` alone. Baselines: the fixed central box;
-    a central box with fitted size; random maps, the mean over ``RANDOM_DRAWS`` draws.
+    ``fixed_threshold``, from a bundle, applies to ``map_name`` alone; ``minimum_score`` to all maps, the random ones
+    too. Baselines: the fixed central box; a central box with fitted size; random maps, the mean over
+    ``RANDOM_DRAWS`` draws.
     """
     grid = THRESHOLDS if fixed_threshold is None else np.unique(np.append(THRESHOLDS, fixed_threshold))
     names = sorted(cases[0].heats)
@@ -239,7 +256,7 @@ def evaluate_localization(
     maps: dict[str, dict[str, Any]] = {}
     panel: list[tuple[Case, float, float]] = []
     for name in names:
-        scores, chosen, way, summary = measure(_map_method(name, spec, grid))
+        scores, chosen, way, summary = measure(_map_method(name, spec, grid, minimum_score))
         if fixed_threshold is not None and name == map_name:
             chosen = np.full(len(cases), int(np.searchsorted(grid, fixed_threshold)), np.int64)
             way = "the bundle's threshold"
@@ -256,7 +273,7 @@ def evaluate_localization(
     number = {id(case): index for index, case in enumerate(_all_cases(cases, tuning))}
 
     def random_method(draw: int) -> Method:
-        return lambda case: random_map_scores(case, spec, (seed, draw, number[id(case)]), grid)
+        return lambda case: random_map_scores(case, spec, (seed, draw, number[id(case)]), grid, minimum_score)
 
     draws = [measure(random_method(draw))[3] for draw in range(RANDOM_DRAWS)]
     random = {
@@ -267,6 +284,7 @@ def evaluate_localization(
     result = {
         **maps[map_name],
         "map": map_name,
+        "minimum_score": minimum_score,
         "images": len({case.record.path for case in cases}),
         "predictions": len(cases),
         "patients": len({case.record.patient for case in cases}),
@@ -282,9 +300,14 @@ def evaluate_localization(
     return result, panel
 
 
-def _map_method(name: str, spec: PreprocessingSpec, thresholds: NDArray[np.float64]) -> Method:
+def _map_method(name: str, spec: PreprocessingSpec, thresholds: NDArray[np.float64], minimum_score: float) -> Method:
     heats = name.removesuffix(IN_LUNGS)
-    return lambda case: score_heat(unit_heat(case.heats[heats], case.truth, spec, name), case.truth, thresholds)
+
+    def method(case: Case) -> HeatScores:
+        heat = unit_heat(case.heats[heats], case.truth, spec, name)
+        return score_heat(heat, case.truth, thresholds, minimum_score)
+
+    return method
 
 
 def _all_cases(cases: Sequence[Case], tuning: Mapping[int, Sequence[Case]]) -> list[Case]:

@@ -186,6 +186,12 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
             "would.</li></ul>"
         )
     truth = ", ".join(f"{count} with {kind}" for kind, count in localization["ground_truth"].items())
+    least = ""
+    if localization["minimum_score"]:
+        least = (
+            f" A region of the heat counts only if its largest heat reaches {localization['minimum_score']:g} "
+            "(minimum score; the strongest always counts), in the random maps too."
+        )
     part = f" ({escape(localization['tuning_part'])} part)" if localization.get("tuning_part") else ""
     picture = figure(
         images, "localization",
@@ -200,7 +206,7 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
         f"<strong>{localization['iou_at_25']:.3f}</strong>, over {localization['images']} images of "
         f"{localization['patients']} patients ({localization['predictions']} predictions: {truth}). IoU is "
         "that of masks where a mask was drawn, of enclosing boxes where boxes were drawn. Threshold: "
-        f"{escape(localization['chosen_on'])}{part}.</p>{verdict}{shown}{picture}"
+        f"{escape(localization['chosen_on'])}{part}.{least}</p>{verdict}{shown}{picture}"
     )
 
 

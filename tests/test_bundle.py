@@ -51,6 +51,7 @@ def test_a_sound_bundle(original: Path) -> None:
     assert bundle.preprocessing == PreprocessingSpec()
     assert bundle.temperature == 1.5
     assert bundle.localization == {"map": "evidence", "threshold": 0.4}
+    assert bundle.minimum_score == 0
     assert bundle.model_path == original / "model.onnx"
     assert bundle.model_sha256 == bundle.manifest["files"]["model.onnx"]["sha256"]
 
@@ -101,6 +102,10 @@ def test_every_missing_cut_or_altered_file_is_named(bundle: Path, name: str) -> 
         (lambda m: m["calibration"].update(model_sha256="0" * 64), "calibration is that of model 000000000000"),
         (lambda m: m["localization"].update(map="gradient"), "localization.map is 'gradient'"),
         (lambda m: m["localization"].update(threshold=1.5), "threshold is 1.5"),
+        (lambda m: m["localization"].update(minimum_score=1.5), "localization.minimum_score is 1.5, expected 0 to 1"),
+        (lambda m: m["localization"].update(minimum_score=-0.1), "localization.minimum_score is -0.1"),
+        (lambda m: m["localization"].update(minimum_score="0.5"), "localization.minimum_score is a str"),
+        (lambda m: m["localization"].update(minimum_score=None), "localization.minimum_score is a NoneType"),
         (lambda m: m["model"].update(sha256="0" * 64), "model.sha256 is not the sha256"),
         (lambda m: m["files"].pop("model.onnx"), "does not list model.onnx"),
         (lambda m: m.pop("files"), "does not list model.onnx"),
@@ -119,6 +124,12 @@ def test_what_is_wrong_is_said_in_one_line(
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
     assert str(bundle) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.75, 1])
+def test_a_bundle_may_name_a_minimum_score(bundle: Path, value: float) -> None:
+    edit(bundle, lambda m: m["localization"].update(minimum_score=value))
+    assert load_bundle(bundle).minimum_score == value
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:

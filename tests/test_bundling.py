@@ -427,9 +427,19 @@ def test_localization_comes_from_the_run_the_evaluation_or_the_default(tmp_path:
         "map": "evidence", "threshold": 0.35, "chosen_on": "training-side images, magsd evaluate",
     }  # fmt: skip
     assert localization(source, info, {"localization": None}) == DEFAULT_LOCALIZATION
+    zero = {"localization": {**metrics["localization"], "minimum_score": 0.0}}
+    assert localization(source, info, zero) == localization(source, info, metrics)
+    faint = {"localization": {**metrics["localization"], "minimum_score": 0.7}}
+    assert localization(source, info, faint) == {**localization(source, info, metrics), "minimum_score": 0.7}
     own = {"map": "evidence", "threshold": 0.6, "chosen_on": "validation images"}
     (made / "localization.json").write_text(json.dumps(own))
-    assert localization(source, info, metrics) == own
+    assert localization(source, info, faint) == own
+    (made / "localization.json").write_text(json.dumps({**own, "minimum_score": 0.8}))
+    assert localization(source, info, metrics) == {**own, "minimum_score": 0.8}
+    for score in (-0.1, 1.1, None, "0.5"):
+        (made / "localization.json").write_text(json.dumps({**own, "minimum_score": score}))
+        with pytest.raises(UsageError, match=r"not usable: .*minimum_score 0 to 1"):
+            localization(source, info, None)
     for wrong in ({**own, "map": "cam"}, {**own, "threshold": 1.5}, {**own, "threshold": None}, {"map": "evidence"}):
         (made / "localization.json").write_text(json.dumps(wrong))
         with pytest.raises(UsageError, match=r"localization\.json is not usable"):
@@ -478,8 +488,24 @@ def test_results_of_an_evaluation_reach_bundle_and_card(run: Path, tmp_path: Pat
     card = (built.bundle.path / "MODEL_CARD.md").read_text()
     assert "| accuracy | 0.8120 | 0.7000 to 0.9000 | 0.7500 |" in card
     assert "| auc | 0.8120 | - | 0.8600 |" in card
-    assert "mean IoU 0.3100, share above 0.25 0.5500" in card
+    assert "Localization (evidence map, 7 images with boxes or masks): mean IoU 0.3100, share above 0.25 0.5500" in card
+    assert "minimum_score" not in built.bundle.localization
+    assert (facts["localization"]["minimum_score"], facts["localization"]["iou_mean"]) == (0.0, 0.31)
+    assert "stays below" not in card
     assert "mean over 3 folds, of which this bundle is fold 1" in card
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_minimum_score_reaches_bundle_and_card(run: Path, tmp_path: Path) -> None:
+    metrics = metrics_of(run)
+    metrics["localization"]["minimum_score"] = 0.75
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    built = build_bundle(run, tmp_path / "bundle", evaluation=tmp_path)
+    assert built.bundle.localization["minimum_score"] == built.bundle.minimum_score == 0.75
+    assert built.bundle.manifest["training"]["evaluation"]["localization"]["minimum_score"] == 0.75
+    card = (built.bundle.path / "MODEL_CARD.md").read_text()
+    assert "Localization (evidence map, regions that reach 0.75, 7 images with boxes or masks): mean IoU" in card
+    assert "A region whose largest heat stays below 0.75 is left out, unless it is the strongest. A box is" in card
 
 
 @pytest.mark.parametrize(

@@ -354,6 +354,7 @@ def test_a_bundle_is_judged_with_its_own_map_threshold_and_temperature(
     assert metrics["localization"]["map"] == "evidence"
     assert metrics["localization"]["threshold"] == pytest.approx(0.41)
     assert metrics["localization"]["chosen_on"] == "the bundle's threshold (phantoms)"
+    assert metrics["localization"]["minimum_score"] == 0
     assert [fold["fold"] for fold in metrics["folds"]] == [None]
     assert any("trained on this very manifest" in note["text"] for note in metrics["notes"])
     row = read_predictions(tmp_path / "out")[0]
@@ -365,6 +366,33 @@ def test_a_bundle_is_judged_with_its_own_map_threshold_and_temperature(
     assert row["fold"] == ""
     with pytest.raises(UsageError, match="--fold is for a run"):
         evaluate(tmp_path / "bundle", data, tmp_path / "again", fold=0)
+
+
+def test_a_bundle_is_judged_with_its_own_minimum_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_tiny_manifest(tmp_path / "data", patients=12)
+    where = {"map": "evidence", "threshold": 0.2, "minimum_score": 0.8, "chosen_on": "phantoms"}
+    training = {"training": {"data": {"digest": "another"}}}
+    bundle = Bundle(
+        tmp_path, training, "chest", "1", ("blob", "plain"), PreprocessingSpec(size=64), Calibration(), where, "0" * 64
+    )
+    monkeypatch.setattr("magsd.evaluation.open_target", lambda path: bundle)
+    monkeypatch.setattr(judging, "bundle_network", fake_network)
+    found = {}
+    for name, minimum in (("own", None), ("same", 0.8), ("none", 0.0)):
+        result = evaluate(tmp_path / "bundle", data, tmp_path / name, resamples=20, minimum_score=minimum)
+        found[name] = result["localization"]
+        assert found[name]["threshold"] == pytest.approx(0.2)
+    assert found["own"] == found["same"]
+    assert (found["own"]["minimum_score"], found["own"]["chosen_on"]) == (0.8, "the bundle's threshold (phantoms)")
+    assert found["none"]["minimum_score"] == 0
+    assert found["none"]["chosen_on"] == "the bundle's threshold (phantoms); its own minimum score is 0.8"
+    assert found["none"]["mask_iou_mean"] != found["own"]["mask_iou_mean"]
+    assert found["none"]["baselines"]["central_box"] == found["own"]["baselines"]["central_box"]
+    assert "reaches 0.8" in (tmp_path / "own" / "report.html").read_text()
+    assert "reaches" not in (tmp_path / "none" / "report.html").read_text()
+    for wrong in (-0.1, 1.01, float("nan")):
+        with pytest.raises(UsageError, match=r"--minimum-score is .*: expected 0 to 1"):
+            evaluate(tmp_path / "bundle", data, tmp_path / "again", minimum_score=wrong)
 
 
 def test_the_command_prints_a_table_or_json_and_refuses_to_overwrite(
@@ -383,7 +411,13 @@ def test_the_command_prints_a_table_or_json_and_refuses_to_overwrite(
     shown = capsys.readouterr()
     value = json.loads(shown.out)
     assert set(value["classification"]) == set(SCORES)
+    assert value["localization"]["minimum_score"] == 0
     assert shown.err == ""
+    assert main([*command, "--force", "--minimum-score", "0.9", "--quiet"]) == 0
+    assert "regions that reach 0.9)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["localization"]["minimum_score"] == 0.9
+    assert main([*command, "--force", "--minimum-score", "2"]) == 2
+    assert "--minimum-score is 2: expected 0 to 1" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path), "--data", str(data), "--out", str(tmp_path / "no")]) == 2
     assert "neither a run nor a bundle" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -90,6 +91,24 @@ def test_panel_without_any_region(tmp_path: Path) -> None:
     empty = PanelItem(item.title, item.pixels, item.heat * 0, 0.5, None, item.boxes, None, 0.0)
     localization_figure(tmp_path / "p.png", [empty])
     picture(tmp_path / "p.png")
+
+
+def test_panel_shows_the_regions_that_count(tmp_path: Path) -> None:
+    """A faint second region is drawn without a minimum score, and not drawn with one."""
+    item = panel_item()
+    heat = np.maximum(item.heat, 0.6 * np.roll(item.heat, 70, axis=1))
+    left = np.zeros(heat.shape, bool)
+    left[:, :90] = True
+    plain = replace(item, heat=heat, region=heat > 0.5)
+    strict = replace(plain, minimum_score=0.8, region=(heat > 0.5) & left)
+    drawn = {}
+    for name, one in (("item", item), ("plain", plain), ("strict", strict)):
+        localization_figure(tmp_path / f"{name}.png", [replace(one, predicted=None)])
+        image = picture(tmp_path / f"{name}.png").astype(int)
+        blue, green, red = image[..., 0], image[..., 1], image[..., 2]
+        drawn[name] = int(((red > 220) & (green > 120) & (green < 190) & (blue < 110)).sum())
+    assert drawn["plain"] > 1.2 * drawn["strict"]
+    assert drawn["strict"] == pytest.approx(drawn["item"], rel=0.2)
 
 
 @pytest.mark.parametrize("auc", [0.7, None])

@@ -189,7 +189,7 @@ def flood_fill(mask: np.ndarray) -> list[set[tuple[int, int]]]:
 
 
 def naive_findings(
-    heat: np.ndarray, threshold: float, width: int, height: int, fit: str
+    heat: np.ndarray, threshold: float, width: int, height: int, fit: str, minimum_score: float = 0.0
 ) -> list[tuple[list[int], float, float]]:
     size = heat.shape[0]
     left, top, scale_x, scale_y = naive_where(fit, width, height, size)
@@ -214,19 +214,20 @@ def naive_findings(
         box = [min(columns), min(rows), max(columns) + 1, max(rows) + 1]
         share = float(len(region) * scale_x * scale_y / (width * height))
         found.append((box, max(float(heat[v, u]) for v, u in region), share))
-    return found
+    strongest = max((score for _, score, _ in found), default=0.0)
+    return [one for one in found if one[1] >= np.float32(minimum_score) or one[1] == strongest]
 
 
 @settings(max_examples=60, deadline=None)
-@given(FITS, SIDES, SIDES, st.floats(0, 1), st.integers(0, 10_000))
+@given(FITS, SIDES, SIDES, st.floats(0, 1), st.just(0.0) | st.floats(0, 1), st.integers(0, 10_000))
 def test_findings_equal_a_flood_fill_pixel_by_pixel(
-    fit: str, width: int, height: int, threshold: float, seed: int
+    fit: str, width: int, height: int, threshold: float, minimum: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     heat = scale_to_unit(upsample(rng.random((9, 9)), 32))
     heat = np.round(heat * 8).astype(np.float32) / 8  # equal scores must occur
-    result = findings(heat, threshold, width, height, spec_of(fit))
-    expected = naive_findings(heat, threshold, width, height, fit)
+    result = findings(heat, threshold, width, height, spec_of(fit), minimum_score=minimum)
+    expected = naive_findings(heat, threshold, width, height, fit, minimum)
     assert [finding.score for finding in result] == sorted((score for _, score, _ in expected), reverse=True)
     assert sorted((finding.box.to_list(), finding.score) for finding in result) == sorted(
         (box, score) for box, score, _ in expected
@@ -268,3 +269,53 @@ def test_enclosing_box_equals_loops(mask: np.ndarray) -> None:
 def test_the_mask_holds_what_exceeds_the_threshold() -> None:
     heat = np.array([[0.0, 0.5], [0.500001, 1.0]], np.float64)
     np.testing.assert_array_equal(heat_mask(heat, 0.5), [[False, False], [True, True]])
+
+
+LEVELS = st.integers(0, 8).map(lambda level: level / 8)
+GRIDS = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=LEVELS)
+SCATTERED = st.integers(0, 2**32 - 1).map(lambda seed: scattered(np.random.default_rng(seed)))
+
+
+def scattered(rng: np.random.Generator) -> np.ndarray:
+    """Several regions of sixteenths, float32 (9, 9)."""
+    return (rng.integers(1, 17, (9, 9)) / 16 * (rng.random((9, 9)) < 0.35)).astype(np.float32)
+
+
+@settings(deadline=None)
+@given(GRIDS | SCATTERED, LEVELS | st.floats(0, 0.9), LEVELS | st.floats(0, 0.3), st.booleans())
+def test_a_region_counts_that_reaches_the_minimum_or_is_the_strongest(
+    heat: np.ndarray, threshold: float, value: float, added: bool
+) -> None:
+    minimum = min(1.0, threshold + value) if added else value
+    expected = np.zeros(heat.shape, bool)
+    regions = flood_fill(heat > threshold)
+    peaks = [max(heat[at] for at in region) for region in regions]
+    for region, peak in zip(regions, peaks):
+        if peak >= np.float32(minimum) or peak == max(peaks):
+            for at in region:
+                expected[at] = True
+    np.testing.assert_array_equal(heat_mask(heat, threshold, minimum), expected)
+    assert heat_mask(heat, threshold, minimum).dtype == bool
+
+
+@given(GRIDS, LEVELS | st.floats(0, 1))
+def test_without_a_minimum_the_mask_is_what_exceeds_the_threshold(heat: np.ndarray, threshold: float) -> None:
+    for result in (heat_mask(heat, threshold), heat_mask(heat, threshold, 0.0), heat_mask(heat, threshold, threshold)):
+        np.testing.assert_array_equal(result, heat > threshold)
+
+
+def test_a_minimum_above_the_largest_heat_keeps_the_strongest_region() -> None:
+    heat = np.array([[0.9, 0.4, 0, 0.8, 0, 0.9]], np.float32)
+    np.testing.assert_array_equal(heat_mask(heat, 0.3, 1.0), [[True, True, False, False, False, True]])
+    assert not heat_mask(np.zeros((4, 4), np.float32), 0.0, 1.0).any()
+
+
+def test_a_faint_region_is_no_finding() -> None:
+    heat = np.zeros((32, 32), np.float32)
+    heat[4:20, 3:9], heat[10, 5] = 0.4, 1.0
+    heat[6:18, 22:30], heat[10, 25] = 0.4, 0.6
+    spec = spec_of("stretch")
+    strong, faint = findings(heat, 0.3, 64, 64, spec)
+    assert findings(heat, 0.3, 64, 64, spec, None, 0.6) == (strong, faint)
+    assert findings(heat, 0.3, 64, 64, spec, None, 0.61) == (strong,)
+    assert strong.box == Box(6, 8, 18, 40)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from magsd.data import Record
 from magsd.ground_truth import Truth, boxes_mask, read_truth
@@ -27,7 +28,8 @@ from magsd.localization_metrics import (
     unit_heat,
 )
 from magsd_runtime.errors import DataError
-from magsd_runtime.localization import enclosing_box, heat_mask
+from magsd_runtime.localization import IN_LUNGS, enclosing_box, findings, heat_mask, square_heat
+from magsd_runtime.lungs import packaged_sha256
 from magsd_runtime.prediction import Box
 from magsd_runtime.preprocessing import Framing, PreprocessingSpec, Region
 
@@ -118,6 +120,114 @@ def test_scores_at_every_threshold_are_those_of_the_runtimes_mask_and_box(seed: 
     assert scores.pointing == mask[peak]
 
 
+def counting(heat: np.ndarray, threshold: np.float32, minimum: np.float32) -> set[tuple[int, int]]:
+    """(row, column) of every pixel of a region that counts: spread from the pixels that make it count."""
+    above = {(int(row), int(column)) for row, column in zip(*np.nonzero(heat > threshold))}
+    peak = heat.max()
+    frontier = [at for at in above if heat[at] >= minimum or heat[at] == peak]
+    reached = set(frontier)
+    while frontier:
+        row, column = frontier.pop()
+        for at in [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]:
+            if at in above and at not in reached:
+                reached.add(at)
+                frontier.append(at)
+    return reached
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, (7, 8), elements=st.integers(0, 20).map(lambda level: level / 20)),
+    st.just(0.0) | st.integers(0, 40).map(lambda level: level / 40) | st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["box", "mask"]),
+)
+def test_scores_with_a_minimum_are_those_of_the_regions_that_reach_it(
+    heat: np.ndarray, minimum: float, seed: int, kind: str
+) -> None:
+    mask = np.random.default_rng(seed).random(heat.shape) < 0.3
+    mask[3, 4] = True
+    truth, drawn = truth_of(mask, kind), {(int(row), int(column)) for row, column in zip(*np.nonzero(mask))}
+    scores, plain = score_heat(heat, truth, THRESHOLDS, minimum), score_heat(heat, truth)
+    for index, threshold in enumerate(THRESHOLDS.astype(np.float32)):
+        kept = counting(heat, threshold, np.float32(minimum))
+        rows, columns = [row for row, _ in kept], [column for _, column in kept]
+        box = Box(min(columns), min(rows), max(columns) + 1, max(rows) + 1) if kept else None
+        assert scores.mask_iou[index] == pytest.approx(len(kept & drawn) / len(kept | drawn))
+        assert scores.box_iou[index] == pytest.approx(box_iou(box, truth.box))
+    np.testing.assert_array_equal(scores.iou, scores.mask_iou if kind == "mask" else scores.box_iou)
+    assert (scores.pointing, scores.energy) == (plain.pointing, plain.energy)
+    if minimum == 0:
+        for name in ("iou", "mask_iou", "box_iou"):
+            np.testing.assert_array_equal(getattr(scores, name), getattr(plain, name))
+
+
+def around(boxes: list[Box]) -> Box | None:
+    if not boxes:
+        return None
+    return Box(
+        min(box.x0 for box in boxes), min(box.y0 for box in boxes),
+        max(box.x1 for box in boxes), max(box.y1 for box in boxes),
+    )  # fmt: skip
+
+
+def film_of(crop: str, width: int, height: int, seed: int) -> tuple[PreprocessingSpec, Truth]:
+    """A film of which the network sees ``width`` x ``height``: all of it, or the part around its lungs."""
+    if crop == "none":
+        return SPEC, truth_of(np.ones((height, width), bool), "box")
+    lungs = np.random.default_rng(seed).random((128, 128)) < 0.7
+    framing = Framing(width + 50, height + 60, Region(20, 35, 20 + width, 35 + height), lungs)
+    spec = PreprocessingSpec(size=64, crop="lungs", lungs_sha256=packaged_sha256())
+    mask = np.ones((framing.height, framing.width), bool)
+    return spec, Truth(mask, Box(0, 0, framing.width, framing.height), "box", framing)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.float32, (5, 5), elements=st.integers(0, 10).map(lambda level: level / 10)),
+    st.sampled_from([("none", "attention"), ("lungs", "attention"), ("lungs", "attention" + IN_LUNGS)]),
+    st.sampled_from(THRESHOLDS.tolist()),
+    st.just(0.0) | st.floats(0, 1),
+    st.integers(0, 9),
+)
+def test_the_enclosing_box_is_that_of_the_findings(
+    coarse: np.ndarray, shown: tuple[str, str], threshold: float, minimum: float, seed: int
+) -> None:
+    """Where the network's square shows pixel for pixel what it sees, the boxes are equal."""
+    spec, truth = film_of(shown[0], 64, 64, seed)
+    square = square_heat(shown[1], coarse, truth.framing, spec)
+    found = findings(square, threshold, truth.width, truth.height, spec, truth.framing.region, minimum)
+    box = around([one.box for one in found])
+    heat = unit_heat(coarse, truth, spec, shown[1])
+    assert enclosing_box(heat_mask(heat, threshold, minimum)) == box
+    at = int(np.flatnonzero(np.isclose(THRESHOLDS, threshold))[0])
+    assert score_heat(heat, truth, THRESHOLDS, minimum).box_iou[at] == pytest.approx(box_iou(box, truth.box))
+
+
+@pytest.mark.parametrize("crop", ["none", "lungs"])
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 150), (333, 200), (640, 512)])
+@pytest.mark.parametrize("minimum", [0.0, 0.8])
+def test_on_films_of_any_size_they_agree_within_a_pixel_of_the_square(
+    crop: str, width: int, height: int, minimum: float
+) -> None:
+    coarse = np.zeros((8, 8), np.float32)
+    coarse[2:5, 1], coarse[3, 1] = 0.7, 1.0  # one lung
+    coarse[2:4, 6] = 0.6  # the other, fainter
+    spec, truth = film_of(crop, width, height, 0)
+    found = findings(
+        square_heat("attention", coarse, truth.framing, spec), 0.3, truth.width, truth.height, spec,
+        truth.framing.region, minimum,
+    )  # fmt: skip
+    assert len(found) == (1 if minimum else 2)
+    expected = around([one.box for one in found])
+    box = enclosing_box(heat_mask(unit_heat(coarse, truth, spec), 0.3, minimum))
+    assert expected is not None
+    assert box is not None
+    assert [box.x0, box.x1] == pytest.approx([expected.x0, expected.x1], abs=max(1, width / 64))
+    assert [box.y0, box.y1] == pytest.approx([expected.y0, expected.y1], abs=max(1, height / 64))
+    assert (box.width > width / 2) == (not minimum)  # one lung, or both
+
+
 def test_no_heat_scores_nothing() -> None:
     mask = np.ones((8, 8), bool)
     scores = score_heat(np.zeros((8, 8), np.float32), truth_of(mask, "mask"))
@@ -203,6 +313,27 @@ def test_a_bundles_threshold_is_used_as_it_is() -> None:
         predicted = enclosing_box(heat_mask(unit_heat(heat, one.truth, SPEC), 0.333))
         assert threshold == pytest.approx(0.333)
         assert iou == pytest.approx(box_iou(predicted, one.truth.box))
+
+
+def test_a_minimum_score_applies_to_all_maps_and_not_to_the_central_boxes() -> None:
+    cases = []
+    for row in range(5):  # what was drawn has a hot core and a faint rest; far from it lies what is a little less faint
+        heat = np.zeros((7, 7), np.float32)
+        heat[row : row + 3, :3], heat[row + 1, 1], heat[6 - row, 6] = 0.5, 1.0, 0.6
+        cases.append(case(f"p{row}", (0, row * 10, 30, 30), heat))
+    plain, _ = evaluate_localization(cases, {}, SPEC, resamples=10)
+    zero, _ = evaluate_localization(cases, {}, SPEC, minimum_score=0.0, resamples=10)
+    result, panel = evaluate_localization(cases, {}, SPEC, minimum_score=0.9, fixed_threshold=0.3, resamples=10)
+    assert plain == zero
+    assert (plain["minimum_score"], result["minimum_score"]) == (0.0, 0.9)
+    for one, iou, threshold in panel:
+        counted = heat_mask(unit_heat(one.heats["attention"], one.truth, SPEC), threshold, 0.9)
+        assert iou == pytest.approx(box_iou(enclosing_box(counted), one.truth.box))
+    for name in ("attention", "evidence"):
+        assert result["maps"][name]["iou_mean"] > plain["maps"][name]["iou_mean"]
+    assert result["baselines"]["central_box"] == plain["baselines"]["central_box"]
+    assert result["baselines"]["central_box_fitted"] == plain["baselines"]["central_box_fitted"]
+    assert result["baselines"]["random_map"]["iou_mean"] != plain["baselines"]["random_map"]["iou_mean"]
 
 
 def test_truth_is_read_in_the_files_pixels(tmp_path: Path) -> None:

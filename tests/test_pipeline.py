@@ -131,6 +131,26 @@ def test_findings_come_from_the_map_and_threshold_of_the_bundle(tmp_path: Path, 
     assert open_with(folder, Fixed(attention=attention)).predict(film).prediction.findings == ()
 
 
+def test_a_faint_region_is_no_finding_and_stays_in_the_heat(tmp_path: Path, film: Path) -> None:
+    attention = np.zeros((1, 4, 7, 7), np.float32)
+    attention[0, 0, 1, 1], attention[0, 0, 5, 5] = 1.0, 0.7
+    results = {}
+    for minimum in (None, 0.0, 0.65, 0.8):
+        localization = {"map": "attention", "threshold": 0.4}
+        if minimum is not None:
+            localization["minimum_score"] = minimum
+        opened = open_with(
+            tiny_bundle.build(tmp_path / str(minimum), localization=localization), Fixed(attention=attention)
+        )
+        results[minimum] = opened.predict(film)
+    before = results[None]
+    strong, faint = before.prediction.findings
+    assert (strong.score, faint.score) == (1.0, pytest.approx(0.7))
+    for minimum, found in ((0.0, (strong, faint)), (0.65, (strong, faint)), (0.8, (strong,))):
+        assert results[minimum].prediction.findings == found
+        np.testing.assert_array_equal(results[minimum].heat, before.heat)
+
+
 def test_no_attention_means_no_finding_and_no_heat(folder: Path, film: Path) -> None:
     result = open_with(folder, Fixed()).predict(film)
     assert result.prediction.status == "ok"

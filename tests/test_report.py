@@ -81,6 +81,7 @@ def localization(iou: float) -> dict[str, Any]:
     other = {**row, "iou_mean": 0.25}
     return {
         **of_map, "map": "attention", "images": 4, "predictions": 4, "patients": 4, "ground_truth": {"box": 4},
+        "minimum_score": 0.0,
         "tuning_part": "validation", "maps": {"attention": of_map, "evidence": of_map},
         "baselines": {
             "central_box": {**other, "side": 0.5}, "central_box_fitted": other, "random_map": {**other, "draws": 10},
@@ -160,6 +161,13 @@ def test_a_map_that_does_not_beat_the_baselines_is_called_that(iou: float, warne
     content = metrics()
     content["localization"] = localization(iou)
     assert ("no better than the baseline" in Page(render_report(content, {})).text) == warned
+
+
+@pytest.mark.parametrize("minimum", [0.0, 0.75])
+def test_a_minimum_score_is_said_where_there_is_one(minimum: float) -> None:
+    content = metrics()
+    content["localization"] = {**localization(0.4), "minimum_score": minimum}
+    assert ("reaches 0.75" in Page(render_report(content, {})).text) == bool(minimum)
 
 
 def test_a_bundle_has_no_folds() -> None:

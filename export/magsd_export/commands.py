@@ -162,7 +162,9 @@ def _text(built: Built, run: Path) -> str:
             f"model       {bundle.name} {bundle.version}, {len(bundle.classes)} classes, model.onnx {size:.1f} MB",
             f"from        {built.source.reason}",
             f"acceptance  {built.acceptance}",
-            f"heat map    {where['map']}, threshold {where['threshold']:g} ({where['chosen_on']})",
+            f"heat map    {where['map']}, threshold {where['threshold']:g}"
+            + (f", minimum score {bundle.minimum_score:g}" if bundle.minimum_score else "")
+            + f" ({where['chosen_on']})",
             "",
             format_calibration(bundle.calibration),
             *(built.notes if bundle.calibration.fitted else ()),  # else the line above has said it

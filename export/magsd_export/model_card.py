@@ -119,7 +119,8 @@ def _results(training: dict[str, Any]) -> str:
     if where:
         lines += [
             "",
-            f"Localization ({where['map']} map, {where['images']} images with boxes or masks): mean IoU "
+            f"Localization ({where['map']} map{_minimum(where, ', regions that reach {:g}')}, "
+            f"{where['images']} images with boxes or masks): mean IoU "
             f"{_score(where['iou_mean'])}, share above 0.25 {_score(where['iou_at_25'])}.",
         ]
     return "\n".join(lines).strip()
@@ -150,9 +151,16 @@ def _localization(manifest: dict[str, Any]) -> str:
     shown = names[chosen["map"].removesuffix(IN_LUNGS)]
     where = ", inside the lung fields" if chosen["map"].endswith(IN_LUNGS) else ""
     return (
-        f"Heat map: {shown}{where}; threshold {chosen['threshold']:g} ({_text(chosen['chosen_on'])}). "
+        f"Heat map: {shown}{where}; threshold {chosen['threshold']:g} ({_text(chosen['chosen_on'])})."
+        f"{_minimum(chosen, ' A region whose largest heat stays below {:g} is left out, unless it is the strongest.')} "
         "A box is a region that the network attended to, not a radiologist's finding."
     )
+
+
+def _minimum(holder: dict[str, Any], sentence: str) -> str:
+    """``sentence`` with the minimum score, or nothing where there is none."""
+    value = holder.get("minimum_score") or 0.0
+    return sentence.format(value) if value else ""
 
 
 def _parity(verification: dict[str, Any]) -> str:

@@ -231,7 +231,10 @@ def localization(source: Source, info: CheckpointInfo, metrics: dict[str, Any] |
         chosen = _usable(value, value.get("chosen_on"))
         if chosen is None:
             maps = ", ".join(LOCALIZATION_MAPS)
-            raise UsageError(f"{path} is not usable: expected map ({maps}), threshold 0 to 1, chosen_on")
+            raise UsageError(
+                f"{path} is not usable: expected map ({maps}), threshold 0 to 1, chosen_on, "
+                "and where faint regions are no findings minimum_score 0 to 1"
+            )
         return chosen
     found = (metrics or {}).get("localization")
     if isinstance(found, dict):
@@ -241,9 +244,16 @@ def localization(source: Source, info: CheckpointInfo, metrics: dict[str, Any] |
 
 def _usable(value: dict[str, Any], chosen_on: Any) -> dict[str, Any] | None:
     threshold = _number(value.get("threshold"), -1.0)
-    if value.get("map") not in LOCALIZATION_MAPS or not 0 <= threshold <= 1 or not isinstance(chosen_on, str):
+    minimum = _number(value.get("minimum_score", 0.0), -1.0)
+    if value.get("map") not in LOCALIZATION_MAPS or not isinstance(chosen_on, str):
         return None
-    return {"map": value["map"], "threshold": threshold, "chosen_on": chosen_on}
+    if not 0 <= threshold <= 1 or not 0 <= minimum <= 1:
+        return None
+    # 0 is what a reader takes where the field is not there
+    return {
+        "map": value["map"], "threshold": threshold, **({"minimum_score": minimum} if minimum else {}),
+        "chosen_on": chosen_on,
+    }  # fmt: skip
 
 
 def read_evaluation(folder: Path, info: CheckpointInfo, source: Source) -> dict[str, Any]:
@@ -292,7 +302,11 @@ def evaluation_facts(metrics: dict[str, Any], info: CheckpointInfo) -> dict[str,
         "this_fold": rows[0] if rows else None,
         "localization": None
         if not isinstance(where, dict)
-        else {key: where.get(key) for key in ("map", "threshold", "iou_mean", "iou_mean_ci95", "iou_at_25", "images")},
+        else {
+            **{key: where.get(key) for key in ("map", "threshold")},
+            "minimum_score": where.get("minimum_score", 0.0),
+            **{key: where.get(key) for key in ("iou_mean", "iou_mean_ci95", "iou_at_25", "images")},
+        },
     }
 
 

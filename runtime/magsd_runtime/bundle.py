@@ -16,6 +16,7 @@ from .calibration_record import Calibration
 from .errors import ArtefactError, BundleError
 from .fields import Unusable as _Unusable
 from .fields import field as _field
+from .fields import fraction as _fraction
 from .fields import number as _number
 from .files import sha256_file
 
@@ -39,7 +40,8 @@ class Bundle:
     """A bundle whose description was checked; ``manifest`` is the whole of ``bundle.json``.
 
     ``classes`` are in the order of the logits. ``localization``: ``map`` (one of
-    :data:`LOCALIZATION_MAPS`) and ``threshold`` (0 to 1). ``model_sha256``: of ``model.onnx``, the model's identity.
+    :data:`LOCALIZATION_MAPS`), ``threshold`` and perhaps ``minimum_score`` (0 to 1).
+    ``model_sha256``: of ``model.onnx``, the model's identity.
     ``acceptance``: statistics of the training films, None in a bundle without.
     """
 
@@ -58,6 +60,11 @@ class Bundle:
     def temperature(self) -> float:
         """What the logits are divided by."""
         return self.calibration.temperature
+
+    @property
+    def minimum_score(self) -> float:
+        """The heat that a region must reach somewhere to be a finding, 0 to 1; 0 in a bundle that names none."""
+        return float(self.localization.get("minimum_score", 0.0))
 
     @property
     def model_path(self) -> Path:
@@ -198,6 +205,8 @@ def _describe(folder: Path, manifest: dict[str, Any]) -> Bundle:
         )
     if not 0 <= _number(localization, "threshold", "localization.") <= 1:
         raise _Unusable(f"localization.threshold is {localization['threshold']}, expected 0 to 1")
+    if "minimum_score" in localization:
+        _fraction(localization, "minimum_score", "localization.")
     return Bundle(
         path=folder,
         manifest=manifest,

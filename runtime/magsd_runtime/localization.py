@@ -113,9 +113,22 @@ def to_original(
     return heat
 
 
-def heat_mask(unit_heat: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:
-    """Where the heat exceeds ``threshold`` (both 0 to 1): (h, w) -> bool (h, w). As in paper, Eq. 2."""
-    return unit_heat > threshold
+def heat_mask(unit_heat: NDArray[np.floating], threshold: float, minimum_score: float = 0.0) -> NDArray[np.bool_]:
+    """Where the heat exceeds ``threshold`` (all 0 to 1): (h, w) -> bool (h, w). As in paper, Eq. 2.
+
+    Of the 8-connected regions only those count whose largest heat reaches ``minimum_score``, and the
+    strongest always (hysteresis). A ``minimum_score`` not above the threshold leaves nothing out.
+    """
+    above = unit_heat > threshold
+    if minimum_score <= threshold or not above.any():
+        return above
+    # Interpolation can leave the largest heat below 1, and so below the minimum
+    strong = above & (unit_heat >= min(minimum_score, float(unit_heat.max())))
+    count, found = cv2.connectedComponents(above.astype(np.uint8), connectivity=8)
+    labels = np.asarray(found, np.int32)
+    kept = np.zeros(count, np.bool_)
+    kept[labels[strong]] = True
+    return kept[labels]
 
 
 def enclosing_box(mask: NDArray[np.bool_]) -> Box | None:
@@ -133,20 +146,21 @@ def findings(
     height: int,
     spec: PreprocessingSpec,
     region: Region | None = None,
+    minimum_score: float = 0.0,
 ) -> tuple[Finding, ...]:
     """Connected regions of ``heat_mask``, largest score first: unit heat (S, S) -> findings.
 
     Pixels that touch at a corner belong together (8-connected). ``score`` is the region's largest
-    heat; of equal scores the larger region comes first. ``box`` is the smallest box of whole pixels of
-    the original, ``width`` x ``height``, that holds the region. A letterbox's padding shows no image
-    and belongs to no region. ``area_fraction`` is the region's share of the whole original. ``region``: the
-    part of the film that the network saw, from its framing.
+    heat, at least ``minimum_score`` but for the strongest region's; of equal scores the larger region
+    comes first. ``box`` is the smallest box of whole pixels of the original, ``width`` x ``height``, that
+    holds the region. A letterbox's padding shows no image and belongs to no region. ``area_fraction`` is the
+    region's share of the whole original. ``region``: the part of the film that the network saw, from its framing.
     """
     framed = _whole(width, height, spec, region)
     (u0, v0, u1, v1), _ = _visible(framed, spec)
     where = placement(framed, spec)
     seen = unit_heat[v0:v1, u0:u1]
-    mask = heat_mask(seen, threshold).astype(np.uint8)
+    mask = heat_mask(seen, threshold, minimum_score).astype(np.uint8)
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
     scores = np.zeros(count, np.float64)
     np.maximum.at(scores, np.asarray(labels, np.intp).ravel(), seen.ravel())

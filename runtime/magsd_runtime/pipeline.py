@@ -132,7 +132,8 @@ class Pipeline:
         coarse = localization_map(shown, outputs["attention"][0], outputs["evidence"][0], best)
         square = square_heat(shown, coarse, framing, spec)
         size = (radiograph.width, radiograph.height)
-        found = findings(square, float(bundle.localization["threshold"]), *size, spec, framing.region)
+        threshold = float(bundle.localization["threshold"])
+        found = findings(square, threshold, *size, spec, framing.region, bundle.minimum_score)
         heat = to_original(square, *size, spec, framing.region) if with_heat else None
         clock.lap("localize")
 
