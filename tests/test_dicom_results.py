@@ -400,7 +400,7 @@ def test_outlines_stay_in_their_box_and_are_short(seed: int) -> None:
     rng = np.random.default_rng(seed)
     noise = cv2.resize(rng.random((40, 40), np.float32), (200, 180), interpolation=cv2.INTER_CUBIC)
     box = Box(20, 30, 151, 140)
-    for outline in presentation_state.region_outlines(noise, 0.5, box):
+    for outline in presentation_state.region_outlines(noise > 0.5, box):
         assert len(outline) <= 501
         assert outline[:, 0].min() >= box.x0
         assert outline[:, 0].max() <= box.x1
@@ -443,10 +443,10 @@ def test_an_outline_runs_through_the_centres_of_the_outermost_pixels() -> None:
     heat = np.zeros((40, 60), np.float32)
     heat[10:20, 20:40] = 0.51
     heat[30:35, 50:55] = 0.9  # outside of the box
-    (outline,) = presentation_state.region_outlines(heat, 0.5, Box(15, 5, 45, 25))
+    (outline,) = presentation_state.region_outlines(heat > 0.5, Box(15, 5, 45, 25))
     assert sorted(map(tuple, outline[:-1])) == [(20.5, 10.5), (20.5, 19.5), (39.5, 10.5), (39.5, 19.5)]
     assert outline[0].tolist() == outline[-1].tolist()
-    assert presentation_state.region_outlines(heat, 0.51, Box(15, 5, 45, 25)) == []
+    assert presentation_state.region_outlines(heat > 0.51, Box(15, 5, 45, 25)) == []
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Case:
 
     ``prediction`` has no path: a file's name may tell who the patient is, and the overlay shows it.
     ``heat`` is float32 (H, W), 0 to 1, in the film's pixels; None where the film was not judged. ``threshold``:
-    heat above it makes a region. ``map_name``: which map the heat is (``Bundle.localization``). ``when``:
+    heat above it makes a region, if somewhere it reaches ``minimum_score``. ``map_name``: which map the heat is (``Bundle.localization``). ``when``:
     the time that the objects say they were made.
     """
 
@@ -59,6 +59,7 @@ class Case:
     radiograph: Radiograph
     heat: NDArray[np.float32] | None
     threshold: float
+    minimum_score: float
     map_name: str
     when: datetime
 
@@ -82,7 +83,8 @@ def make_case(source: Source, result: Result, bundle: Bundle, when: datetime) ->
             f"{radiograph.width} x {radiograph.height} were judged: the regions would be misplaced"
         )
     settings = {
-        "localization": {name: bundle.localization[name] for name in ("map", "threshold")},
+        "localization": {name: bundle.localization[name] for name in ("map", "threshold")}
+        | ({"minimum_score": bundle.minimum_score} if bundle.minimum_score else {}),
         "calibration": bundle.manifest.get("calibration"),
         "acceptance": bundle.manifest.get("acceptance"),
         "classes": list(bundle.classes),
@@ -103,6 +105,7 @@ def make_case(source: Source, result: Result, bundle: Bundle, when: datetime) ->
         radiograph=radiograph,
         heat=result.heat,
         threshold=float(bundle.localization["threshold"]),
+        minimum_score=bundle.minimum_score,
         map_name=str(bundle.localization["map"]),
         when=when,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RESEARCH_USE
+from ..localization import heat_mask
 from ..prediction import Box
 from .case import Case, finish, identity, region_name, region_uid
 from .concepts import long_string
@@ -75,10 +76,11 @@ def _layer(pr: Any, colour: Any) -> Any:
 def _graphics(pr: Any, case: Case) -> list[Any]:
     """Of each region its box, and inside it the outline of what exceeds the threshold."""
     objects = []
+    shown = None if case.heat is None else heat_mask(case.heat, case.threshold, case.minimum_score)
     for number, finding in enumerate(case.prediction.findings, 1):
         box = finding.box
         corners = [(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1), (box.x0, box.y0)]
-        outlines = [] if case.heat is None else region_outlines(case.heat, case.threshold, box)
+        outlines = [] if shown is None else region_outlines(shown, box)
         for points in (np.array(corners, np.float64), *outlines):
             objects.append(
                 pr.GraphicObject(
@@ -119,15 +121,16 @@ def _texts(pr: Any, case: Case) -> list[Any]:
     return texts
 
 
-def region_outlines(heat: NDArray[np.float32], threshold: float, box: Box) -> list[NDArray[np.float64]]:
-    """Closed outlines, float64 (N, 2) as x, y, of the heat above ``threshold`` inside ``box``.
+def region_outlines(shown: NDArray[np.bool_], box: Box) -> list[NDArray[np.float64]]:
+    """Closed outlines, float64 (N, 2) as x, y, of the regions inside ``box``.
 
-    ``heat`` is (H, W). They run through the centres of the outermost pixels, so that half a pixel is lost on each
-    side, and are simplified until they deviate by a pixel at most, or by more where they have over 500 points.
+    ``shown`` is (H, W), what belongs to a region. They run through the centres of the outermost pixels, so that half
+    a pixel is lost on each side, and are simplified until they deviate by a pixel at most, or by more where they
+    have over 500 points.
     """
     x0, y0 = max(0, int(box.x0)), max(0, int(box.y0))
-    x1, y1 = min(heat.shape[1], int(np.ceil(box.x1))), min(heat.shape[0], int(np.ceil(box.y1)))
-    mask = (heat[y0:y1, x0:x1] > threshold).astype(np.uint8)
+    x1, y1 = min(shown.shape[1], int(np.ceil(box.x1))), min(shown.shape[0], int(np.ceil(box.y1)))
+    mask = shown[y0:y1, x0:x1].astype(np.uint8)
     found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x0, y0))
     outlines = []
     for contour in found:

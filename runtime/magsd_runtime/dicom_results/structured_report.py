@@ -148,7 +148,8 @@ def _algorithm(case: Case) -> Any:
             f"model sha256 {origin.model_sha256}",
             f"preprocessing sha256 {origin.preprocessing_sha256}",
             f"backend {backend.get('name')} {backend.get('device')} {backend.get('precision')}",
-            f"regions: {case.map_name} above {case.threshold:g}",
+            f"regions: {case.map_name} above {case.threshold:g}"
+            + (f", peak at least {case.minimum_score:g}" if case.minimum_score else ""),
         ],
         manufacturer=MANUFACTURER,
     )
