@@ -48,9 +48,9 @@ class Case:
     """One judged film.
 
     ``prediction`` has no path: a file's name may tell who the patient is, and the overlay shows it.
-    ``heat`` is float32 (H, W), 0 to 1, in the film's pixels; None where the film was not judged. ``threshold``:
-    heat above it makes a region, if somewhere it reaches ``minimum_score``. ``map_name``: which map the heat is (``Bundle.localization``). ``when``:
-    the time that the objects say they were made.
+    ``heat`` is float32 (H, W), 0 to 1, in the film's pixels; None where the film was not judged. Heat above
+    ``threshold`` makes a region, if somewhere it reaches ``minimum_score``. ``map_name``: which map the heat is
+    (``Bundle.localization``). ``when``: the time that the objects say they were made.
     """
 
     source: Source
