@@ -88,4 +88,4 @@ def test_the_choice_is_written_for_export(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(written) == {"map", "threshold", "minimum_score", "chosen_on"}
     assert written["map"] == "evidence"
     cases.clear()
-    assert choose_regions.main([str(tmp_path), "--data", "boxes.csv"]) == 3
+    assert choose_regions.main([str(tmp_path), "--data", "boxes.csv"]) == 2
