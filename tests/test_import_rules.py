@@ -95,7 +95,7 @@ def test_infer_and_verify_load_no_torch(tmp_path: Path, radiograph_pixels: np.nd
     assert "onnxruntime" in modules
     assert not modules & {*FORBIDDEN, "magsd.commands", "magsd.training"}
     modules = loaded(run, "infer", str(film), "--bundle", str(bundle), "--json")
-    assert not modules & {*FORBIDDEN, "tqdm", "magsd_runtime.overlay", "magsd_runtime.doctor"}
+    assert not modules & {*FORBIDDEN, "tqdm", "magsd_runtime.overlay", "magsd_runtime.doctor", "pydicom"}
     # one PNG needs one of Pillow's plugins
     assert {name for name in modules if name.startswith("PIL.") and name.endswith("ImagePlugin")} == {
         "PIL.PngImagePlugin"
@@ -105,4 +105,4 @@ def test_infer_and_verify_load_no_torch(tmp_path: Path, radiograph_pixels: np.nd
 
 def test_doctor_loads_no_library_that_it_only_reports() -> None:
     modules = loaded("from magsd.cli import main\nassert main(sys.argv[1:]) == 0", "doctor", "--json")
-    assert not modules & {*FORBIDDEN, "cv2", "PIL", "tensorrt", "openvino"}
+    assert not modules & {*FORBIDDEN, "cv2", "PIL", "tensorrt", "openvino", "pydicom"}

@@ -230,13 +230,13 @@ def test_no_images_is_exit_2_with_a_line(
     empty.mkdir()
     (empty / "notes.txt").write_text("x")
     assert main(["infer", str(empty), "--bundle", str(bundle)]) == 2
-    assert "holds no PNG, JPEG or TIFF image" in capsys.readouterr().err
+    assert "holds no DICOM, PNG, JPEG or TIFF image" in capsys.readouterr().err
     assert main(["infer", str(empty), str(empty), "--bundle", str(bundle)]) == 2
     capsys.readouterr()
     # beside another path it is only said
     assert main(["infer", str(empty), str(films / "a"), "--bundle", str(bundle), "--json"]) == 0
     captured = capsys.readouterr()
-    assert "holds no PNG" in captured.err
+    assert "holds no DICOM, PNG" in captured.err
     assert len(records(captured.out)) == 1
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     assert main(["infer", "-", "--bundle", str(bundle)]) == 2

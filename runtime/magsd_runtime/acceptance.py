@@ -18,10 +18,10 @@ non-negative descriptor at length 1 is the Hellinger map. Which descriptor, how 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -35,6 +35,7 @@ from .prediction import Reason
 ACCEPTANCE_NAME = "acceptance.npz"
 ACCEPTANCE_VERSION = 1
 SCORES = ("image", "embedding")
+Severity = Literal["ok", "review", "rejected"]
 THUMBNAIL = 16
 """Side of both thumbnails in pixels."""
 
@@ -92,9 +93,24 @@ class Chosen:
 class Judgement:
     """What :meth:`Acceptance.judge` says. ``scores`` by name; ``reasons`` is empty where the status is ok."""
 
-    status: Literal["ok", "review", "rejected"]
+    status: Severity
     scores: Mapping[str, float]
     reasons: tuple[Reason, ...] = ()
+
+
+def worst(severities: Iterable[Severity]) -> Severity:
+    """The gravest of ok < review < rejected; ok where there is none."""
+    order: tuple[Severity, ...] = get_args(Severity)
+    return order[max(map(order.index, severities), default=0)]
+
+
+def combined(*judgements: Judgement) -> Judgement:
+    """Several judgements of one image as one: the gravest status, all scores and reasons in their order."""
+    return Judgement(
+        worst(one.status for one in judgements),
+        {name: score for one in judgements for name, score in one.scores.items()},
+        tuple(reason for one in judgements for reason in one.reasons),
+    )
 
 
 @dataclass(frozen=True, eq=False)

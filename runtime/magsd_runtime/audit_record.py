@@ -106,7 +106,7 @@ class AuditedPipeline(Pipeline):
         BrokenChainError, UsageError
             If nothing can be appended to ``log``.
         """
-        super().__init__(pipeline.bundle, pipeline.backend)
+        super().__init__(pipeline.bundle, pipeline.backend, rules=pipeline.rules)
         check_appendable(log)
         self._log = Path(log)
         self._constant = {**bundle_facts(pipeline.bundle), **machine_facts(pipeline, threads)}

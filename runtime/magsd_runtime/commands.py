@@ -184,13 +184,13 @@ def _find(paths: Sequence[str]) -> list[Path]:
     for path in paths:
         images = find_images([path])
         if not images:
-            what = "the list on stdin is empty" if path == "-" else f"{path}: holds no PNG, JPEG or TIFF image"
+            what = "the list on stdin is empty" if path == "-" else f"{path}: holds no DICOM, PNG, JPEG or TIFF image"
             if len(paths) == 1:
                 raise UsageError(what)
             print(f"magsd infer: {what}", file=sys.stderr)
         found.update(dict.fromkeys(images))
     if not found:
-        raise UsageError("no images: none of the paths holds a PNG, JPEG or TIFF image")
+        raise UsageError("no images: none of the paths holds a DICOM, PNG, JPEG or TIFF image")
     return list(found)
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from . import __version__, hardware
+from .dicom.codecs import decodable
 from .errors import RESEARCH_USE, MagsdError, UsageError
 from .shipped import choose_bundle
 
@@ -22,6 +23,8 @@ _LIBRARIES: dict[str, tuple[str, ...]] = {
         "opencv-contrib-python",
     ),
     "Pillow": ("pillow",),
+    "pydicom": ("pydicom",),
+    "highdicom": ("highdicom",),
     "ONNX Runtime": ("onnxruntime",),
     "ONNX Runtime GPU": ("onnxruntime-gpu",),
     "TensorRT": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
@@ -36,10 +39,10 @@ _TRAIN = ("torch", "timm", "torchvision", "scikit-learn", "matplotlib", "pyyaml"
 
 
 def examine() -> dict[str, Any]:
-    """The facts, JSON-able: magsd, python, os, cpu, memory, gpu, libraries, onnxruntime, backend, missing.
+    """The facts, JSON-able: magsd, python, os, cpu, memory, gpu, libraries, dicom, onnxruntime, backend, missing.
 
-    ``backend``: name (None when nothing can run) and reason. ``missing``: a list of what, why and
-    command. Nothing is raised because of what a machine lacks.
+    ``dicom``: by kind of transfer syntax, whether it can be decoded. ``backend``: name (None when nothing can run)
+    and reason. ``missing``: a list of what, why and command. Nothing is raised because of what a machine lacks.
     """
     libraries = {name: _version(*distributions) for name, distributions in _LIBRARIES.items()}
     gpu = hardware.cuda_driver()
@@ -53,6 +56,7 @@ def examine() -> dict[str, Any]:
         "memory": hardware.memory(),
         "gpu": gpu,
         "libraries": libraries,
+        "dicom": decodable(_version),
         "onnxruntime": {"providers": providers},
         "backend": backend,
         "bundle": _bundle(),
@@ -79,6 +83,8 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     for name, version in report["libraries"].items():
         rows.append((name, version or "not installed"))
+    able = [name for name, can in report["dicom"].items() if can]
+    rows.append(("DICOM pixels", ", ".join(able) or "none that can be decoded"))
     backend = report["backend"]
     rows.append(("backend", f"{backend['name'] or 'none'}: {backend['reason']}"))
     rows.append(("bundle", report["bundle"] or "none in the box, none in MAGSD_BUNDLE; name one with --bundle"))
@@ -147,6 +153,10 @@ def _missing(libraries: dict[str, str | None], gpu: dict[str, Any], providers: l
                 "command": "pip install 'magsd[cpu]'" if not plain else "pip install --force-reinstall 'magsd[cpu]'",
             }
         )
+    undecodable = [name for name, can in decodable(_version).items() if not can]
+    if undecodable or libraries["highdicom"] is None:
+        lacking = ", ".join([*undecodable, *(["the results of --dicom-out"] if libraries["highdicom"] is None else [])])
+        missing.append({"what": "parts for DICOM", "why": lacking, "command": "pip install 'magsd[dicom]'"})
     absent = [name for name in _TRAIN if _version(name) is None]
     if absent:
         missing.append(

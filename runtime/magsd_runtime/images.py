@@ -1,8 +1,8 @@
-"""A file becomes a radiograph: PNG, JPEG and TIFF, 8 and 16 bit, grey or colour.
+"""A file becomes a radiograph: DICOM; PNG, JPEG and TIFF, 8 and 16 bit, grey or colour.
 
 The header is judged before any pixel is decoded, so that memory stays bounded whatever a file
 declares. What is not a single, complete, grey-convertible picture of a sane size is refused with
-one line that says what it is. Decoding is Pillow's; its global settings are left alone.
+one line that says what it is. Decoding is Pillow's; its global settings are left alone. DICOM: :mod:`dicom.reading`.
 
     stored as                     grey value, 0 black to 255 white
     8 bit and less                as decoded (1, 2 and 4 bits spread over 0 to 255)
@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .dicom.parsing import looks_like_dicom
 from .errors import ImageError
 
 MIN_SIDE = 64
@@ -39,8 +40,9 @@ EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "TIFF": (".tif", ".tiff"),
 }
-_ALL_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for extension in known)
-_ACCEPTED = "PNG, JPEG and TIFF are read"
+DICOM_EXTENSIONS = (".dcm", ".dicom", ".dic", ".ima")
+_ALL_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for extension in known) | {*DICOM_EXTENSIONS}
+_ACCEPTED = "DICOM, PNG, JPEG and TIFF are read"
 
 # Opening by class, not by Image.open: that would import five plugins, and emits its own size warning.
 _PLUGINS = {
@@ -75,8 +77,6 @@ _REFUSED = (
     (0, b"\x1f\x8b", "a gzip file (NIfTI?)"),
     (0, b"<", "a text file (HTML, SVG or XML)"),
 )
-# The first element of a DICOM file without the 128-byte preamble: group 0002 or 0008, little endian.
-_BARE_DICOM = (b"\2\0\0\0", b"\2\0\1\0", b"\x08\0\0\0", b"\x08\0\1\0", b"\x08\0\5\0", b"\x08\0\x08\0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,8 @@ class Radiograph:
     """One film: ``pixels`` uint8 (H, W), 0 black to 255 white, upright; ``source``: facts of the file.
 
     ``source`` is JSON-able: format, mode (Pillow's), width, height (of ``pixels``), bits_stored,
-    exif_orientation (1 to 8; 1 when absent; already applied), alpha, inverted, extension_mismatch.
+    exif_orientation (1 to 8; 1 when absent; already applied), alpha, inverted, extension_mismatch. Of a DICOM file
+    also ``dicom``: see :func:`dicom.reading.read_dicom`.
     """
 
     pixels: NDArray[np.uint8]
@@ -105,7 +106,7 @@ def has_contrast(radiograph: Radiograph) -> bool:
 
 
 def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Radiograph:
-    """Read one PNG, JPEG or TIFF file; a wrong extension is accepted and recorded in ``source``.
+    """Read one DICOM, PNG, JPEG or TIFF file; a wrong extension is accepted and recorded in ``source``.
 
     Sides from 64 to 32,000 pixels and at most ``max_pixels`` pixels, checked before decoding. A
     constant image is read: see :func:`has_contrast`.
@@ -119,6 +120,10 @@ def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
     with _open_file(path, name) as file:
         head = file.read(256)
         file.seek(0)
+        if looks_like_dicom(head) and not head.startswith(tuple(magic for magic, _ in _FORMATS[:2])):
+            from .dicom.reading import read_dicom
+
+            return read_dicom(file.read(), path, name=name, max_pixels=max_pixels)
         format_name = _recognize(head, name)
         image = _open_image(file, format_name, name)
         _check_header(image, format_name, name, max_pixels)
@@ -150,10 +155,10 @@ def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
 def find_images(paths: Sequence[str], *, stdin: Iterable[str] | None = None) -> list[Path]:
     """The files that the arguments of a command name, each once, in the order named.
 
-    A folder gives the images below it, sorted, by extension, without hidden ones; a pattern
-    (``*``, ``?``, ``[...]``, ``**``) its matches, sorted; ``-`` the lines of ``stdin`` (default:
-    the process's), each of them a file, folder or pattern. A name that matches nothing stays in
-    the list: reading it gives an error of its own and stops no other.
+    A folder gives the images below it, sorted, without hidden ones, by extension; a DICOM file needs none. A
+    pattern (``*``, ``?``, ``[...]``, ``**``) gives its matches, sorted; ``-`` the lines of ``stdin``
+    (default: the process's), each of them a file, folder or pattern. A name that matches nothing
+    stays in the list: reading it gives an error of its own and stops no other.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -191,9 +196,23 @@ def _images_below(folder: str) -> list[Path]:
         found += [
             os.path.join(parent, name)
             for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in _ALL_EXTENSIONS
+            if not name.startswith(".") and _may_be_image(os.path.join(parent, name))
         ]
     return [Path(path) for path in sorted(found)]
+
+
+def _may_be_image(path: str) -> bool:
+    """By its extension; and a file without one, or with a number in its place (a UID as the name), by its beginning."""
+    extension = os.path.splitext(path)[1].lower()
+    if extension and not extension[1:].isdecimal():
+        return extension in _ALL_EXTENSIONS
+    try:
+        if os.path.basename(path) == "DICOMDIR" or not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        with open(path, "rb") as file:
+            return looks_like_dicom(file.read(132))
+    except OSError:
+        return False
 
 
 def _printable(path: str | os.PathLike[str]) -> str:
@@ -228,8 +247,6 @@ def _recognize(head: bytes, name: str) -> str:
     for magic, format_name in _FORMATS:
         if head.startswith(magic):
             return format_name
-    if head[128:132] == b"DICM" or head.startswith(_BARE_DICOM):
-        raise ImageError(f"{name}: is a DICOM file, DICOM is not read by this version ({_ACCEPTED})")
     for offset, magic, description in _REFUSED:
         if head[offset : offset + len(magic)] == magic:
             raise ImageError(f"{name}: is {description}, only {_ACCEPTED}")

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .acceptance import combined
 from .backends import CheckedBackend, open_backend
 from .bundle import Bundle, load_bundle
 from .calibration import probabilities
+from .dicom.rules import Rules
+from .dicom.rules import judge as judge_header
 from .errors import ImageError
 from .images import Radiograph, has_contrast, read_radiograph
 from .localization import findings, localization_map, square_heat, to_original
@@ -43,9 +46,11 @@ class Result:
 class Pipeline:
     """A bundle on a backend, ready for any number of files, one after the other."""
 
-    def __init__(self, bundle: Bundle, backend: CheckedBackend) -> None:
+    def __init__(self, bundle: Bundle, backend: CheckedBackend, *, rules: Rules | None = None) -> None:
+        """``rules``: what a DICOM header may say (default: ``Rules()``)."""
         self.bundle = bundle
         self.backend = backend
+        self.rules = rules or Rules()
         used = ("logits", "attention", "evidence", "embedding")  # an embedding that nobody uses may be anything
         self._must_be_finite = used if bundle.acceptance is not None else used[:3]
         self._facts: dict[str, Any] = {
@@ -76,8 +81,8 @@ class Pipeline:
         """Judge one file. Nothing is raised for any file: what is wrong becomes status and reasons.
 
         Codes: ``unreadable`` (error), ``no_contrast``, ``no_lungs`` (rejected), ``unlike_training`` (review,
-        further out rejected), ``out_of_memory``, ``not_finite`` and ``fault`` (error; a fault of magsd or of the
-        machine, not of the image).
+        further out rejected), those of ``dicom.rules`` (review or rejected), ``out_of_memory``, ``not_finite`` and
+        ``fault`` (error; a fault of magsd or of the machine, not of the image).
         """
         clock = _Clock()
         radiograph: Radiograph | None = None
@@ -98,6 +103,9 @@ class Pipeline:
 
     def _judge(self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool) -> Result:
         bundle, spec = self.bundle, self.bundle.preprocessing
+        judgement = judge_header(radiograph.source.get("dicom"), self.rules)
+        if judgement.status == "rejected":
+            return self._not_judged(path, radiograph, clock, "rejected", *judgement.reasons)
         framing = frame(radiograph.pixels, spec)
         standardized = standardize(radiograph.pixels, spec, framing)
         # Standardizing can even out what little contrast there was, or crop it away
@@ -118,10 +126,11 @@ class Pipeline:
                 f"the network gave infinities or no numbers on {self.backend.device}: see magsd verify",
             )
             return self._not_judged(path, radiograph, clock, "error", reason)
-        judgement, accepted = None, None
+        accepted = None
         if bundle.acceptance is not None:
-            judgement = bundle.acceptance.judge(standardized, framing.lungs, outputs["embedding"][0])
-            accepted = bundle.acceptance.record(judgement)
+            likeness = bundle.acceptance.judge(standardized, framing.lungs, outputs["embedding"][0])
+            accepted = bundle.acceptance.record(likeness)
+            judgement = combined(judgement, likeness)
             clock.lap("acceptance")
             if judgement.status == "rejected":
                 return self._not_judged(path, radiograph, clock, "rejected", *judgement.reasons, acceptance=accepted)
@@ -140,8 +149,8 @@ class Pipeline:
         by_class = {name: float(value) for name, value in zip(bundle.classes, probability)}
         prediction = Prediction(
             path=_text(path),
-            status="ok" if judgement is None else judgement.status,
-            reasons=() if judgement is None else judgement.reasons,
+            status=judgement.status,
+            reasons=judgement.reasons,
             acceptance=accepted,
             label=bundle.classes[best],
             probability=float(probability[best]),

@@ -6,16 +6,13 @@ hospital wrote there is repeated as it is, odd or not, and no library gets to pu
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+from ..dicom.parsing import looks_like_dicom, quiet
 from ..errors import UsageError, require
 
 if TYPE_CHECKING:
@@ -88,8 +85,7 @@ class Source:
 def is_dicom(path: str | os.PathLike[str]) -> bool:
     """Whether the file begins as DICOM does: with the preamble of PS3.10, or with group 0002 or 0008."""
     with open(path, "rb") as file:
-        head = file.read(132)
-    return head[128:132] == b"DICM" or (head[:2] in (b"\x02\x00", b"\x08\x00") and head[3:4] == b"\x00")
+        return looks_like_dicom(file.read(132))
 
 
 def read_source(path: str | os.PathLike[str]) -> Source:
@@ -193,19 +189,6 @@ def copy_lossy_compression(source: Source, result: Dataset) -> None:
     result.LossyImageCompressionRatio = ratios
     if methods:
         result.LossyImageCompressionMethod = methods
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warning and no log line of pydicom or highdicom: theirs quote the header's values."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def numbers(value: Any) -> list[float]:

@@ -1,0 +1,174 @@
+"""From bytes to the attributes that are used. Names, identifiers and dates of the patient are not even parsed, but
+for what an age is reckoned from.
+
+pydicom says what is wrong with a value by quoting it, so none of its messages, warnings and log lines gets out.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImageError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MAX_INFLATED = 256 << 20
+"""Bytes that a deflated file may grow to: as much as any other file may have."""
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+_NATIVE = {
+    (True, True): "1.2.840.10008.1.2",
+    (False, True): "1.2.840.10008.1.2.1",
+    (False, False): "1.2.840.10008.1.2.2",
+}
+
+KEYWORDS = (
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "StudyDate", "AcquisitionDate", "ContentDate", "Modality",
+    "PresentationIntentType", "Manufacturer", "ManufacturerModelName", "AnatomicRegionSequence",
+    "PatientBirthDate", "PatientSex", "PatientAge", "BodyPartExamined", "ViewPosition", "ImagerPixelSpacing",
+    "PatientOrientation", "Laterality", "ImageLaterality",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns",
+    "PixelSpacing", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "BurnedInAnnotation", "WindowCenter", "WindowWidth", "RescaleIntercept",
+    "RescaleSlope", "VOILUTFunction", "LossyImageCompression", "ModalityLUTSequence", "VOILUTSequence",
+    "ViewCodeSequence", "PresentationLUTShape", "FloatPixelData", "DoubleFloatPixelData", "PixelData",
+)  # fmt: skip
+
+_EXPLICIT_VR = re.compile(rb"[A-Z]{2}")
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` (132 bytes or more) is DICOM, with the preamble of PS3.10 or without.
+
+    Without: the first element is one of group 0002 or 0008, with a VR, or with a length as the first ones have.
+    """
+    if head[128:132] == b"DICM":
+        return True
+    for order in ("little", "big"):
+        group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)
+        if group in (0x0002, 0x0008) and element < 0x0100:
+            implicit = order == "little" and int.from_bytes(head[4:8], order) <= 1024
+            return implicit or _EXPLICIT_VR.fullmatch(head[4:6]) is not None
+    return False
+
+
+def parse(content: bytes, name: str) -> tuple[Dataset, str]:
+    """The attributes of :data:`KEYWORDS`, and the transfer syntax UID, of a DICOM file's ``content``.
+
+    Where the file names no transfer syntax, the one that its first elements are written in.
+
+    Raises
+    ------
+    ImageError
+        If nothing can be parsed, or a deflated file grows beyond :data:`MAX_INFLATED`; it begins with ``name``.
+    """
+    try:
+        import pydicom
+    except ModuleNotFoundError as error:
+        raise ImageError(f"{name}: is a DICOM file, which needs pydicom: pip install pydicom") from error
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset
+
+    tags: list[Any] = [tag_for_keyword(keyword) for keyword in KEYWORDS]
+    try:
+        with quiet():
+            file = io.BytesIO(content)
+            file.seek(132 if content[128:132] == b"DICM" else 0)
+            meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+            syntax = text(meta, "TransferSyntaxUID")
+            if syntax == DEFLATED:
+                # pydicom would inflate without a limit
+                inflated = _inflate(content[file.tell() :], name)
+                dataset: Any = read_dataset(io.BytesIO(inflated), False, True, specific_tags=tags)
+            else:
+                dataset = pydicom.dcmread(io.BytesIO(content), force=True, specific_tags=tags)
+                if not syntax:
+                    syntax = _NATIVE.get(dataset.original_encoding, "")
+    except ImageError:
+        raise
+    except Exception as error:  # pydicom raises nearly anything; RecursionError of sequences in sequences too
+        raise ImageError(
+            f"{name}: the DICOM data are damaged or cut short ({type(error).__name__}): send or export the file again"
+        ) from None
+    if not len(dataset):
+        raise ImageError(f"{name}: is a DICOM file without an image in it, or damaged")
+    return dataset, syntax
+
+
+def _inflate(compressed: bytes, name: str) -> bytes:
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = inflater.decompress(compressed, MAX_INFLATED)
+    if not inflater.eof and inflater.unconsumed_tail:
+        raise ImageError(f"{name}: grows beyond {MAX_INFLATED >> 20} MiB when inflated, which no film does")
+    return inflated
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warning and no log line of pydicom or highdicom: theirs quote the header's values."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# --- one attribute, whatever somebody wrote into it; to be called under quiet() ---
+
+
+def value(dataset: Dataset, keyword: str) -> Any:
+    """The value, None where it is absent, empty or senseless."""
+    try:
+        found = dataset.get(keyword)
+    except Exception:  # converting it failed
+        return None
+    return None if found is None or (isinstance(found, (str, bytes, list)) and not found) else found
+
+
+def texts(dataset: Dataset, keyword: str) -> list[str]:
+    """All values as text, stripped."""
+    found = value(dataset, keyword)
+    if found is None:
+        return []
+    several: Any = found if not isinstance(found, (str, bytes, int, float)) and hasattr(found, "__iter__") else [found]
+    return [str(item).strip(" \0") for item in several]
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """The first value as text; empty where there is none."""
+    return next(iter(texts(dataset, keyword)), "")
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float]:
+    """All values as finite numbers; none at all where one of them is not."""
+    try:
+        found = [float(item) for item in texts(dataset, keyword)]
+    except ValueError:
+        return []
+    return found if all(map(math.isfinite, found)) else []
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """The first value as a whole number; None where it is not one."""
+    found = numbers(dataset, keyword)
+    return int(found[0]) if found and found[0].is_integer() else None
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence."""
+    found = value(dataset, keyword)
+    return (
+        list(found) if found is not None and hasattr(found, "__iter__") and not isinstance(found, (str, bytes)) else []
+    )
