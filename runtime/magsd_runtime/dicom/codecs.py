@@ -62,5 +62,5 @@ def missing_codec(family: Family) -> str:
     """The rest of a message: what to install."""
     return (
         f"is compressed as {family.name}, which nothing installed here can decode: "
-        f"pip install 'magsd[dicom]', or {' '.join(family.any_of[0])}"
+        f"pip install 'magsd[dicom]' (or: pip install {' '.join(family.any_of[0])})"
     )
