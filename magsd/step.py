@@ -97,11 +97,11 @@ def training_step(
 def _attention_term(attention: Tensor, images: Tensor, lungs: Tensor, config: TrainingConfig) -> Tensor:
     """Of the mean attention map; ``images`` and ``lungs`` (N, 1, S, S), 0 to 255, after the geometric draws."""
     inside = lungs / 255
-    grid = attention.shape[-2:]
+    height, width = attention.shape[-2:]
     if config.lung_attention_target == "lungs":
-        return outside_share(attention, functional.adaptive_avg_pool2d(inside, grid))
+        return outside_share(attention, functional.adaptive_avg_pool2d(inside, (height, width)))
     opacity = lung_opacity(images.float() / 255, inside)
-    return attention_divergence(attention, functional.adaptive_avg_pool2d(opacity, grid))
+    return attention_divergence(attention, functional.adaptive_avg_pool2d(opacity, (height, width)))
 
 
 def _primary_term(logits: Tensor, labels: Tensor, config: TrainingConfig, class_weights: Tensor | None) -> Tensor:
