@@ -73,7 +73,10 @@ def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path:
     parser = argparse.ArgumentParser()
     add_config_options(parser)
     for step, options in zip(steps.LADDER, listed[1::2]):  # as printed, they can be typed
-        assert given_options(parser.parse_args(options.split())) == step.settings
+        before = steps.settings_of(step.after) if step.after else {}
+        typed = given_options(parser.parse_args(options.split()))
+        assert typed.keys() == step.settings.keys()
+        assert resolve({**before, **typed}) == resolve(steps.settings_of(step.name))
 
 
 def write_table(path: Path, columns: str, rows: Sequence[tuple[object, ...]]) -> None:
