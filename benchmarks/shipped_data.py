@@ -14,7 +14,7 @@ import csv
 import io
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elsewhere import LABELS
@@ -47,6 +47,15 @@ def rows_of(data_root: Path) -> list[dict[str, str]]:
     return rows
 
 
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The rows as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", required=True, type=Path, metavar="M.csv")
@@ -58,11 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MagsdError as error:
         print(f"shipped_data: {error}", file=sys.stderr)
         return error.exit_code
-    text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(options.out, text.getvalue())
+    write_text(options.out, table(rows))
     for (label, source), count in sorted(Counter((row["label"], row["source"]) for row in rows).items()):
         print(f"{label:<10} {source:<8} {count:>5}")
     return 0

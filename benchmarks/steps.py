@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import elsewhere
+from commands import magsd
 from magsd.config import read_config, resolve
 from magsd.data import Manifest, read_manifest
 from magsd_runtime.bundle import load_bundle
-from magsd_runtime.errors import RESEARCH_USE, DataError, MagsdError, UsageError
+from magsd_runtime.errors import RESEARCH_USE, MagsdError, UsageError
 from magsd_runtime.files import write_text
 from reactions import attention_in_lungs, read_lung_masks
 from scores import default_data_root, read_predictions, shown
@@ -134,16 +134,16 @@ def measure(step: Step, side: int, out: Path, data_root: Path, threads: int | No
         write_text(folder / "config.yaml", json.dumps(settings_of(step.name), indent=1) + "\n")
         threading = [] if threads is None else ["--threads", str(threads)]
         train = ["train", "--config", folder / "config.yaml", "--data", made / f"train-{side}.csv", "--out", run]
-        _magsd(*train, "--final", "--resume", "--quiet", *threading)
-        _magsd("export", run, "--final", "--out", bundle)
+        magsd(*train, "--final", "--resume", "--quiet", *threading)
+        magsd("export", run, "--final", "--out", bundle)
     if not (folder / "test" / "metrics.json").is_file():
-        _magsd("evaluate", bundle, "--data", test, "--out", folder / "test", "--batch", "8", "--quiet")
+        magsd("evaluate", bundle, "--data", test, "--out", folder / "test", "--batch", "8", "--quiet")
     for name, minimum in BOXES.items():
         if not (folder / name / "metrics.json").is_file():
             # a bundle's threshold is that of its own map, attention: with another one the attention gets the best
             # threshold of the other patients
             boxes = ["--data", data_root / "localization.csv", "--out", folder / name, "--map", "evidence"]
-            _magsd("evaluate", bundle, *boxes, "--batch", "8", "--quiet", "--minimum-score", str(minimum))
+            magsd("evaluate", bundle, *boxes, "--batch", "8", "--quiet", "--minimum-score", str(minimum))
     if not (folder / "attention.json").is_file():
         masks = read_lung_masks(data_root / "lung_masks.csv")
         found = attention_in_lungs(load_bundle(bundle), _masked(test, masks), masks, lungs=lambda film: None)
@@ -210,14 +210,6 @@ def _cell(value: Mapping[str, Any] | float | None) -> str:
 def _masked(manifest: Path, masks: Mapping[Path, Path]) -> Manifest:
     films = read_manifest(manifest)
     return replace(films, records=tuple(record for record in films.records if record.path.resolve() in masks))
-
-
-def _magsd(*arguments: object) -> None:
-    command = [sys.executable, "-m", "magsd.cli", *map(str, arguments)]
-    print("magsd " + " ".join(command[3:]), file=sys.stderr, flush=True)
-    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-    if code:
-        raise DataError(f"magsd {command[3]} ended with exit code {code}; see above")
 
 
 def _is_done(folder: Path) -> bool:

@@ -129,7 +129,7 @@ def test_a_step_is_measured_once_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out, asked = tiny_root(tmp_path / "root"), tmp_path / "out", list[str]()
-    monkeypatch.setattr(steps, "_magsd", in_process(asked))
+    monkeypatch.setattr(steps, "magsd", in_process(asked))
     written = tmp_path / "steps.json"
     arguments = ["--out", out, "--steps", "plain,frozen", "--data-root", root, "--bootstrap", "10", "--json", written]
 
@@ -189,7 +189,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_failed_command_is_named() -> None:
     with pytest.raises(DataError, match="magsd evaluate ended with exit code 2"):
-        steps._magsd("evaluate")
+        steps.magsd("evaluate")
 
 
 def test_the_table_says_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
