@@ -22,13 +22,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .dicom.parsing import looks_like_dicom
 from .errors import ImageError
+from .limits import Meter, MeteredFile, check_passes, check_png, check_tiff, count_scans
 
 MIN_SIDE = 64
 MAX_SIDE = 32_000  # OpenCV's warps end at 32,767
@@ -125,8 +126,17 @@ def read_radiograph(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXEL
 
             return read_dicom(file.read(), path, name=name, max_pixels=max_pixels)
         format_name = _recognize(head, name)
+        if format_name == "PNG":
+            check_png(file, name)
+        elif format_name == "TIFF":
+            check_tiff(file, name)
         image = _open_image(file, format_name, name)
         _check_header(image, format_name, name, max_pixels)
+        if format_name == "JPEG":
+            position = file.tell()  # Pillow goes on from there
+            width, height = image.size
+            check_passes(count_scans(file), width, height, name)
+            file.seek(position)
         # Pillow turns a TIFF upright while it loads, and then forgets how it lay
         orientation = _orientation(image) if format_name == "TIFF" else None
         try:
@@ -221,7 +231,7 @@ def _printable(path: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-def _open_file(path: str | os.PathLike[str], name: str) -> IO[bytes]:
+def _open_file(path: str | os.PathLike[str], name: str) -> MeteredFile:
     try:
         # Before opening: opening a pipe would wait for its writer
         status = os.stat(path)
@@ -235,7 +245,7 @@ def _open_file(path: str | os.PathLike[str], name: str) -> IO[bytes]:
             raise ImageError(
                 f"{name}: is {status.st_size >> 20} MiB large, at most {MAX_FILE_BYTES >> 20} MiB are read"
             )
-        return open(path, "rb")
+        return MeteredFile(path, name)
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file") from error
     except (OSError, ValueError) as error:
@@ -253,14 +263,19 @@ def _recognize(head: bytes, name: str) -> str:
     raise ImageError(f"{name}: is not an image, or of an unknown kind (only {_ACCEPTED})")
 
 
-def _open_image(file: IO[bytes], format_name: str, name: str) -> Any:
+def _open_image(file: Meter, format_name: str, name: str) -> Any:
     """A Pillow image with its header parsed and no pixel decoded."""
     module, class_name = _PLUGINS[format_name]
     plugin = getattr(importlib.import_module(module), class_name)
+    file.in_header = True
     try:
         return plugin(file, None)
+    except ImageError:
+        raise
     except Exception as error:  # as above: nearly anything
         raise _damaged(name, format_name, error) from error
+    finally:
+        file.in_header = False
 
 
 def _damaged(name: str, format_name: str, error: Exception) -> ImageError:
@@ -311,7 +326,7 @@ def _to_grey(image: Any, sample_bits: int, name: str) -> tuple[NDArray[np.uint8]
         if inverted:  # Pillow does it for 8 bits, not for 16
             pixels = 255 - pixels
         if isinstance(transparent, int):
-            alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+            alpha = (values != transparent).astype(np.uint8) * np.uint8(255)  # no array of wider numbers between
         return _over_black(pixels, alpha), _facts(bits_stored, alpha is not None, inverted)
     if image.mode in ("1", "L"):
         pixels = np.asarray(image.convert("L"))
@@ -319,7 +334,7 @@ def _to_grey(image: Any, sample_bits: int, name: str) -> tuple[NDArray[np.uint8]
             # the PNG gives the level in bits of the file; for 1 bit, some Pillows already spread it
             spread = 255 // (2 ** min(sample_bits, 8) - 1)
             level = 255 * min(transparent, 1) if sample_bits == 1 else transparent * spread
-            alpha = np.where(pixels == level, 0, 255).astype(np.uint8)
+            alpha = (pixels != level).astype(np.uint8) * np.uint8(255)
     else:
         if image.mode in ("P", "PA", "YCbCr") or (image.mode == "RGB" and transparent is not None):
             # 16-bit colours lost their low bytes, so their transparent colour cannot be found again
