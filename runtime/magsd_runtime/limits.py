@@ -147,12 +147,13 @@ def check_tiff(file: IO[bytes], name: str) -> None:
 
 def _tiff_entries(file: IO[bytes], name: str) -> list[tuple[int, int, int, int]]:
     """Tag, type, number of values, and the first value (2**63 where it lies elsewhere); without what is cut short."""
+    size_of_file = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(16).ljust(16, b"\0")
     order = "<" if head[:2] == b"II" else ">"
     big = 43 in head[2:4]
     start = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
-    if start >= 1 << 63:
+    if start >= size_of_file:  # far beyond it, seeking itself fails
         return []
     file.seek(start)
     counted = file.read(8 if big else 2)

@@ -39,6 +39,8 @@ FAMILIES = (
 PREFERRED = {"RLE": "pydicom", "JPEG 8 bit": "pillow", "JPEG 2000": "pillow", "JPEG-LS": "pyjpegls"}
 JPEG = frozenset(uid for family in FAMILIES[2:6] for uid in family.syntaxes)
 JPEG_2000 = frozenset(uid for family in FAMILIES[6:] for uid in family.syntaxes)
+SLOW = frozenset(uid for family in (FAMILIES[3], FAMILIES[4], *FAMILIES[6:]) for uid in family.syntaxes)
+FAMILY_NAMES = {uid: family.name for family in FAMILIES for uid in family.syntaxes}
 NATIVE = frozenset(FAMILIES[0].syntaxes)
 
 

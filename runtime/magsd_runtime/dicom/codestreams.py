@@ -11,6 +11,13 @@ from itertools import pairwise
 # Start of frame: JPEG without the hierarchical and arithmetic ones of other uses, and JPEG-LS (T.81, B.1; T.87, C.1)
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+MAX_RUNS = 6_000_000
+"""Runs of RLE data: pydicom unpacks them one by one, some million in a second. A film of 40 million pixels may have
+runs of 13 bytes on average; noise has longer ones, for what does not repeat is one run of up to 128 bytes."""
+
+MAX_FRAGMENTS = 20_000
+"""Pieces that a compressed picture may be cut into: 13 KiB each in the largest file; usual are one or 64 KiB each."""
+
 _END = b"\xff\xd9"  # both of JPEG and of JPEG 2000
 
 
@@ -62,19 +69,36 @@ def is_complete(frame: bytes) -> bool:
     return _END in frame[-64:]
 
 
+def fragments(data: bytes, enough: int) -> int:
+    """Items of encapsulated pixel data (PS3.5, A.4), the offset table included; counted to ``enough``."""
+    at = count = 0
+    while at + 8 <= len(data) and count < enough:
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+        count += 1
+    return count
+
+
 def rle_is_bounded(frame: bytes, segment_bytes: int) -> bool:
-    """Whether each segment of an RLE frame (PS3.5, annex G) unpacks to about ``segment_bytes``, not to far more."""
+    """Whether each segment of an RLE frame (PS3.5, annex G) unpacks to about ``segment_bytes``, not to far more, and
+    all of them from no more than :data:`MAX_RUNS` runs."""
     count = int.from_bytes(frame[:4], "little")
     if not 1 <= count <= 15 or len(frame) < 64:
         return False
     starts = [int.from_bytes(frame[at : at + 4], "little") for at in range(4, 4 + 4 * count, 4)]
-    bounds = pairwise([*starts, len(frame)])
-    return all(_unpacked_bytes(frame[start:end], 2 * segment_bytes) <= 2 * segment_bytes for start, end in bounds)
+    runs = 0
+    for start, end in pairwise([*starts, len(frame)]):
+        total, more = _unpacked(frame[start:end], 2 * segment_bytes, MAX_RUNS - runs)
+        runs += more
+        if total > 2 * segment_bytes or runs >= MAX_RUNS:
+            return False
+    return True
 
 
-def _unpacked_bytes(segment: bytes, enough: int) -> int:
-    at = total = 0
-    while at < len(segment) and total <= enough:
+def _unpacked(segment: bytes, enough: int, most_runs: int) -> tuple[int, int]:
+    """Bytes that a segment unpacks to, and its runs; counted to ``enough`` or ``most_runs``."""
+    at = total = runs = 0
+    while at < len(segment) and total <= enough and runs < most_runs:
+        runs += 1
         header = segment[at]
         if header < 128:  # header + 1 literal bytes
             total, at = total + header + 1, at + header + 2
@@ -82,4 +106,4 @@ def _unpacked_bytes(segment: bytes, enough: int) -> int:
             total, at = total + 257 - header, at + 2
         else:
             at += 1
-    return total
+    return total, runs

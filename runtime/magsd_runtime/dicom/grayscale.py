@@ -85,7 +85,10 @@ def render(patterns: NDArray[np.integer], transform: GrayscaleTransform) -> tupl
     """
     levels = stored_values(transform.bits_stored, transform.signed)
     padding = is_padding(levels, transform.padding)
-    counts = np.bincount(patterns.ravel(), minlength=levels.size)
+    counts = sum(
+        (np.bincount(block.ravel(), minlength=levels.size) for block in _blocks(patterns)),
+        start=np.zeros(levels.size, np.int64),
+    )
     padded = float(counts[padding].sum() / max(1, patterns.size))
     values = apply_modality(levels, transform.modality)
     if isinstance(transform.voi, Window):
@@ -101,7 +104,16 @@ def render(patterns: NDArray[np.integer], transform: GrayscaleTransform) -> tupl
         interest = 1 - interest
     table = np.floor(255 * np.clip(interest, 0, 1) + 0.5).astype(np.uint8)
     table[padding] = 0
-    return table[patterns], shown
+    pixels = np.empty(patterns.shape, np.uint8)
+    for stored, block in zip(_blocks(patterns), _blocks(pixels)):
+        block[:] = table[stored]
+    return pixels, shown
+
+
+def _blocks(pixels: NDArray[np.integer], pixels_each: int = 1 << 20) -> list[NDArray[np.integer]]:
+    """Views of some rows each: counting and looking up make an int64 of every index, 640 MB for the largest film."""
+    rows = max(1, pixels_each // max(1, pixels.shape[1]))
+    return [pixels[start : start + rows] for start in range(0, pixels.shape[0], rows)]
 
 
 def stored_values(bits: int, signed: bool) -> Floats:

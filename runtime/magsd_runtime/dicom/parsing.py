@@ -6,7 +6,6 @@ pydicom says what is wrong with a value by quoting it, so none of its messages, 
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import re
@@ -17,12 +16,19 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
+from ..limits import MeteredBytes
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 MAX_INFLATED = 256 << 20
 """Bytes that a deflated file may grow to: as much as any other file may have."""
+
+MAX_VALUE = 64 << 10
+"""Bytes of an attribute that is used. The longest one without pixels is a list of windows with a few hundred bytes."""
+
+MAX_SEQUENCE = 1 << 20
+"""Bytes of a sequence that is used: a lookup table has 128 KiB at most."""
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 _NATIVE = {
@@ -81,16 +87,16 @@ def parse(content: bytes, name: str) -> tuple[Dataset, str]:
     tags: list[Any] = [tag_for_keyword(keyword) for keyword in KEYWORDS]
     try:
         with quiet():
-            file = io.BytesIO(content)
+            file = MeteredBytes(content, name)
             file.seek(132 if content[128:132] == b"DICM" else 0)
             meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
             syntax = text(meta, "TransferSyntaxUID")
             if syntax == DEFLATED:
                 # pydicom would inflate without a limit
                 inflated = _inflate(content[file.tell() :], name)
-                dataset: Any = read_dataset(io.BytesIO(inflated), False, True, specific_tags=tags)
+                dataset: Any = read_dataset(MeteredBytes(inflated, name), False, True, specific_tags=tags)
             else:
-                dataset = pydicom.dcmread(io.BytesIO(content), force=True, specific_tags=tags)
+                dataset = pydicom.dcmread(MeteredBytes(content, name), force=True, specific_tags=tags)
                 if not syntax:
                     syntax = _NATIVE.get(dataset.original_encoding, "")
     except ImageError:
@@ -101,7 +107,25 @@ def parse(content: bytes, name: str) -> tuple[Dataset, str]:
         ) from None
     if not len(dataset):
         raise ImageError(f"{name}: is a DICOM file without an image in it, or damaged")
+    with quiet():
+        _check_lengths(dataset, name)
     return dataset, syntax
+
+
+def _check_lengths(dataset: Dataset, name: str) -> None:
+    """Values are converted when they are looked at, and a window of 60 MB would be 30 million numbers."""
+    from pydicom.datadict import keyword_for_tag
+
+    for tag in list(dataset.keys()):  # not the elements, which would convert them
+        found = dataset.get_item(tag).value
+        keyword = keyword_for_tag(tag)
+        if not isinstance(found, bytes) or keyword.endswith("PixelData"):
+            continue
+        allowed = MAX_SEQUENCE if keyword.endswith("Sequence") else MAX_VALUE
+        if len(found) > allowed:
+            raise ImageError(
+                f"{name}: its {keyword or 'header'} has {len(found):,} bytes, at most {allowed:,} are read"
+            )
 
 
 def _inflate(compressed: bytes, name: str) -> bytes:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError
+from ..limits import check_passes
 from . import codecs, codestreams
 from .parsing import integer, quiet, text, value
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+
+
+MAX_COLOUR_PIXELS = 20_000_000
+"""Of a colour picture: pydicom converts colours in floating point, at 50 bytes a pixel and more."""
+
+MAX_SLOW_PIXELS = 40_000_000
+"""Of a picture in :data:`codecs.SLOW`: twice the largest films, and what is decoded in some seconds."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +83,26 @@ def read_header(
         syntax=syntax,
     )
     _check_bits(header, name)
+    _check_size(header, name)
     if "PixelData" not in dataset:
         raise ImageError(f"{name}: the file ends before its pixel data, or has none: send or export it again")
     _check_syntax(header, name)
     return header
+
+
+def _check_size(header: PixelHeader, name: str) -> None:
+    """The stricter limits of what takes a decoder long; the general ones were checked before."""
+    limits = []
+    if not header.is_grey:
+        limits.append((MAX_COLOUR_PIXELS, "of colour"))
+    if header.syntax in codecs.SLOW:
+        limits.append((MAX_SLOW_PIXELS, "compressed as " + codecs.FAMILY_NAMES[header.syntax]))
+    for most, what in limits:
+        if header.rows * header.columns > most:
+            raise ImageError(
+                f"{name}: declares {header.columns:,} x {header.rows:,} pixels {what}, at most {most:,} are read: "
+                "export it uncompressed and as greyscale"
+            )
 
 
 def _photometric(dataset: Dataset, name: str) -> str:
@@ -176,10 +200,15 @@ def _check_data(dataset: Dataset, header: PixelHeader, name: str) -> None:
         return
     from pydicom.encaps import get_frame
 
+    if codestreams.fragments(data, codestreams.MAX_FRAGMENTS) >= codestreams.MAX_FRAGMENTS:
+        most = codestreams.MAX_FRAGMENTS
+        raise ImageError(f"{name}: its compressed picture is in more than {most:,} pieces: export it again")
     frame = get_frame(data, 0, number_of_frames=1)
     if header.syntax == codecs.RLE:
         if not codestreams.rle_is_bounded(frame, header.rows * header.columns):
-            raise ImageError(f"{name}: the RLE data are damaged, or unpack to more than the picture")
+            raise ImageError(
+                f"{name}: the RLE data are damaged, or unpack to more than the picture, or from too many runs"
+            )
         return
     read = codestreams.read_jpeg_2000 if header.syntax in codecs.JPEG_2000 else codestreams.read_jpeg
     stream = read(frame)
@@ -196,6 +225,8 @@ def _check_data(dataset: Dataset, header: PixelHeader, name: str) -> None:
         )
     if not codestreams.is_complete(frame):
         raise ImageError(f"{name}: the compressed pixel data are cut short: their end is missing")
+    if header.syntax in codecs.JPEG:
+        check_passes(frame.count(b"\xff\xda"), header.columns, header.rows, name)
 
 
 def _decoded(dataset: Dataset, header: PixelHeader) -> NDArray[Any]:
@@ -205,6 +236,7 @@ def _decoded(dataset: Dataset, header: PixelHeader) -> NDArray[Any]:
     options: dict[str, Any] = {}
     if header.syntax in codecs.NATIVE or header.syntax == codecs.RLE:
         options["correct_unused_bits"] = False  # it takes the lowest bits, wherever the highest one is
+        options["view_only"] = True  # nothing is written into it, and a copy is 160 MB for the largest film
     plugin = codecs.PREFERRED.get(family.name if (family := codecs.family_of(header.syntax)) else "")
     if plugin in decoder.available_plugins:
         options["decoding_plugin"] = plugin
