@@ -357,6 +357,13 @@ def test_values_that_nobody_writes(tmp_path: Path) -> None:
     refused(write(tmp_path, before_rows(PLAIN, items)), "its VOILUTSequence has 8,000,000 bytes, at most 1,048,576")
 
 
+def test_an_empty_element_of_no_vr(tmp_path: Path) -> None:
+    """Looking at the length of its value must not convert it: there is no VR of two control characters."""
+    at = PLAIN.index(b"\x08\0\x20\0DA")
+    content = PLAIN[:at] + b"\x08\0\x20\0\x44\x10\0\0" + PLAIN[at + 8 + PLAIN[at + 6] :]
+    assert read_radiograph(write(tmp_path, content)).source["format"] == "DICOM"
+
+
 def rle(*segments: bytes) -> bytes:
     starts = np.cumsum([64, *map(len, segments)])[:-1].tolist()
     return struct.pack("<16I", len(segments), *starts, *[0] * (15 - len(segments))) + b"".join(segments)

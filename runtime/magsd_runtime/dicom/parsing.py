@@ -116,8 +116,8 @@ def _check_lengths(dataset: Dataset, name: str) -> None:
     """Values are converted when they are looked at, and a window of 60 MB would be 30 million numbers."""
     from pydicom.datadict import keyword_for_tag
 
-    for tag in list(dataset.keys()):  # not the elements, which would convert them
-        found = dataset.get_item(tag).value
+    for tag, element in dataset.items():  # as they were read: other ways to them convert, and some values cannot be
+        found = element.value
         keyword = keyword_for_tag(tag)
         if not isinstance(found, bytes) or keyword.endswith("PixelData"):
             continue
