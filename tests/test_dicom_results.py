@@ -209,13 +209,15 @@ def test_times_are_in_the_films_zone(tmp_path: Path, bundle: Bundle) -> None:
 # --- secondary capture ---------------------------------------------------------------------------------
 
 
-def test_the_secondary_capture_is_the_overlay_without_the_files_name(tmp_path: Path, bundle: Bundle) -> None:
+def test_the_secondary_capture_is_the_overlay_which_names_no_file(tmp_path: Path, bundle: Bundle) -> None:
     result = dicom_film.result(bundle)
     dataset = write(tmp_path, bundle, result)["secondary-capture"]
     assert result.radiograph is not None
-    without = draw_overlay(result.radiograph, result.heat, replace(result.prediction, path=""))
-    np.testing.assert_array_equal(dataset.pixel_array, without)
-    assert not np.array_equal(draw_overlay(result.radiograph, result.heat, result.prediction), without)
+    overlay = draw_overlay(result.radiograph, result.heat, result.prediction)
+    np.testing.assert_array_equal(dataset.pixel_array, overlay)
+    np.testing.assert_array_equal(
+        overlay, draw_overlay(result.radiograph, result.heat, replace(result.prediction, path=""))
+    )
     assert dataset.SOPClassUID == "1.2.840.10008.5.1.4.1.1.7"
     assert dataset.PhotometricInterpretation == "RGB"
     assert dataset.ConversionType == "WSD"

@@ -178,7 +178,6 @@ def test_everything_is_said(words: list[str]) -> None:
         "1",
         "2",
         "4.0 % of the image, peak 0.90",
-        "film.png",
         "200 x 200 pixels",
         "model small 1.2.0, abababababab",
         RESEARCH_USE,
@@ -254,11 +253,18 @@ def test_any_text_fits_the_panel(names: list[str], path: str, message: str, vers
         assert (edge == overlay._BACKGROUND).all()
 
 
-def test_long_names_keep_both_ends(words: list[str]) -> None:
-    draw_overlay(film(64, 64), None, prediction(path="study_" + "x" * 200 + "_0001.png"))
-    (name,) = [line for line in words if line.endswith("_0001.png")]
-    assert name.startswith("study_xxx")
+def test_a_long_models_name_keeps_both_ends(words: list[str]) -> None:
+    model = {"name": "study_" + "x" * 200, "version": "0001", "sha256": "f" * 64}
+    draw_overlay(film(64, 64), None, prediction(model=model))
+    (name,) = [line for line in words if line.startswith("model ")]
+    assert name.startswith("model study_xxx")
+    assert name.endswith(", ffffffffffff")
     assert "..." in name
+
+
+def test_no_files_name_is_drawn(words: list[str]) -> None:
+    draw_overlay(film(64, 64), None, prediction(path="ward/DOE^JOHN.dcm"))
+    assert not [line for line in words if "DOE" in line or "ward" in line]
 
 
 @pytest.mark.parametrize(

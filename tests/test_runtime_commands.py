@@ -30,6 +30,7 @@ from magsd_runtime import commands, hardware, shipped
 from magsd_runtime import doctor as doctor_module
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import BundleError, UsageError
+from magsd_runtime.naming import output_names
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -150,10 +151,10 @@ def test_no_overlay_writes_records_only(bundle: Path, films: Path, tmp_path: Pat
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1), max_size=6))
 def test_output_names_are_unique_and_independent_of_order(stems: list[str]) -> None:
     images = list(dict.fromkeys(Path(f"{index % 2}") / f"{stem}.png" for index, stem in enumerate(stems)))
-    names = dict(zip(images, commands._output_names(images)))
-    assert len({name.casefold() for name in names.values()}) == len(images)
-    assert dict(zip(images[::-1], commands._output_names(images[::-1]))) == names
-    assert all(len(os.fsencode(name)) < 200 for name in names.values())
+    names = dict(zip(images, output_names(images)))
+    assert len({name.stem.casefold() for name in names.values()}) == len(images)
+    assert dict(zip(images[::-1], output_names(images[::-1]))) == names
+    assert all(len(os.fsencode(name.stem)) < 200 for name in names.values())
 
 
 def test_a_very_long_name_still_has_its_files(bundle: Path, films: Path, tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from .errors import RESEARCH_USE, UsageError
 from .shipped import choose_bundle
 
 if TYPE_CHECKING:
+    from .naming import OutputName
     from .pipeline import Pipeline, Result
     from .prediction import Prediction, Reason
 
 _BACKENDS = ("auto", "cpu", "cuda")  # as backends.BACKENDS, which --help need not import
 _FAULTS = ("fault", "overlay_failed", "dicom_failed")  # of magsd, not of the image
 _WIDEST_PATH = 48
-_LONGEST_STEM = 180  # bytes; file systems end at 255, and suffixes and temporary names come on top
 
 
 def infer(argv: list[str]) -> int:
@@ -38,6 +38,7 @@ def infer(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here")
     parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
     parser.add_argument("--dicom-out", metavar="DIR", type=Path, help="write DICOM results of DICOM images here")
+    parser.add_argument("--keep-names", action="store_true", help="with --out: files named as DICOM images are, too")
     parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     _add_backend(parser)
@@ -45,9 +46,12 @@ def infer(argv: list[str]) -> int:
 
     bundle = choose_bundle(options.bundle)
     images = _find(options.paths)
-    names = _output_names(images)
+    names: list[OutputName] | None = None
     if options.out is not None:
-        _prepare_output(options.out, images, names)
+        from .naming import output_names
+
+        names = output_names(images, keep_names=options.keep_names)
+        _prepare_output(options.out, images, [name.stem for name in names])
     if options.dicom_out is not None:
         from .dicom_results.writing import require_parts
 
@@ -194,26 +198,6 @@ def _find(paths: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _output_names(images: Sequence[Path]) -> list[str]:
-    """A name per image for its output files: the stem, and where stems collide also a hash of the path.
-
-    The names depend on the paths as given, not on their order, so that a rerun replaces its own files.
-    Stems that differ in case only collide as well: some file systems do not tell them apart.
-    """
-    counts = Counter(path.stem.casefold() for path in images)
-    names = []
-    for path in images:
-        name = path.stem
-        too_long = len(os.fsencode(name)) > _LONGEST_STEM
-        if too_long or counts[name.casefold()] > 1:
-            import hashlib
-
-            start = os.fsencode(name)[:_LONGEST_STEM].decode("utf-8", "ignore") if too_long else name
-            name = start + "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-        names.append(name)
-    return names
-
-
 def _make_folder(option: str, out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -233,7 +217,7 @@ def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> 
 def _run(
     pipeline: Pipeline,
     images: Sequence[Path],
-    names: Sequence[str],
+    names: Sequence[OutputName] | None,
     show: Callable[[Prediction], str],
     output: _Output | None,
     dicom_out: Path | None = None,
@@ -247,13 +231,15 @@ def _run(
     with closing(_Progress(len(images))) as progress:
         if isinstance(show, _Table):
             progress.print(show.header())
-        for path, name in zip(images, names):
+        for number, path in enumerate(images):
             result = pipeline.predict(path, with_heat=with_heat)
             if dicom_out is not None:
                 from .dicom_results.writing import add_results
 
                 result = add_results(dicom_out, path, result, pipeline.bundle)
-            prediction = result.prediction if output is None else output.write(result, name)
+            prediction = result.prediction
+            if output is not None and names is not None:
+                prediction = output.write(result, names[number])
             statuses[prediction.status] += 1
             fault = fault or any(reason.code in _FAULTS for reason in prediction.reasons)
             without_dicom += any(reason.code == "no_dicom_results" for reason in prediction.reasons)
@@ -279,22 +265,24 @@ class _Output:
     folder: Path
     overlay: bool
 
-    def write(self, result: Result, name: str) -> Prediction:
-        """Write the overlay and the JSON file of one image; the prediction then names both."""
+    def write(self, result: Result, name: OutputName) -> Prediction:
+        """Write the overlay and the JSON file of one image; the prediction then names both. What is kept in the file
+        calls the image as ``name`` says, the prediction that is returned by its path."""
         from .files import write_json
 
         prediction, files = result.prediction, dict(result.prediction.files)
         try:
             if self.overlay and result.radiograph is not None and prediction.status != "error":
-                target = self.folder / f"{name}_overlay.png"
+                target = self.folder / f"{name.stem}_overlay.png"
                 reason = _draw(target, result)
                 if reason is None:
                     files["overlay"] = _text(target)
                 else:
                     prediction = replace(prediction, reasons=(*prediction.reasons, reason))
-            target = self.folder / f"{name}.json"
+            target = self.folder / f"{name.stem}.json"
             prediction = replace(prediction, files={**files, "json": _text(target)})
-            write_json(target, prediction.to_dict())
+            kept = prediction if name.shown is None else replace(prediction, path=name.shown)
+            write_json(target, kept.to_dict())
         except OSError as error:
             raise UsageError(f"--out {self.folder}: cannot write there ({error.strerror or error})") from error
         return prediction
@@ -312,8 +300,7 @@ def _draw(target: Path, result: Result) -> Reason | None:
     except Exception as error:  # the answer stands without its picture, and the other images wait
         if os.environ.get("MAGSD_TRACEBACK"):
             raise
-        message = " ".join(str(error).split())
-        return Reason("overlay_failed", f"the overlay could not be drawn ({type(error).__name__}: {message})")
+        return Reason("overlay_failed", f"the overlay could not be drawn ({type(error).__name__})")
     return None
 
 

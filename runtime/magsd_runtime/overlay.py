@@ -293,9 +293,7 @@ def _legend_rows() -> list[_Row]:
 
 def _origin_rows(radiograph: Radiograph, prediction: Prediction) -> list[_Row]:
     room = PANEL_WIDTH - 2 * MARGIN
-    name = _shorten(_drawable(os.path.basename(prediction.path)), 14, room, middle=True)
-    rows = _text_rows(name, 14, _MUTED, 1) if name else []
-    rows += _text_rows(f"{radiograph.width} x {radiograph.height} pixels", 14, _MUTED, 1)
+    rows = _text_rows(f"{radiograph.width} x {radiograph.height} pixels", 14, _MUTED, 1)
     model = " ".join(str(prediction.model[key]) for key in ("name", "version") if prediction.model.get(key))
     digest = str(prediction.model.get("sha256") or "")[:12]
     if model or digest:

@@ -21,7 +21,7 @@ from .bundle import Bundle, load_bundle
 from .calibration import probabilities
 from .dicom.rules import Rules
 from .dicom.rules import judge as judge_header
-from .errors import ImageError
+from .errors import ImageError, MagsdError
 from .images import Radiograph, has_contrast, read_radiograph
 from .localization import findings, localization_map, square_heat, to_original
 from .prediction import Finding, Prediction, Reason
@@ -97,8 +97,9 @@ class Pipeline:
         except Exception as error:  # one image must never stop the others
             if os.environ.get("MAGSD_TRACEBACK"):
                 raise
-            message = " ".join(str(error).split())
-            reason = Reason("fault", f"{type(error).__name__}: {message} (MAGSD_TRACEBACK=1 shows where)")
+            # Only our own messages are sure to quote nothing of a header and to name no file
+            message = f": {' '.join(str(error).split())}" if isinstance(error, MagsdError) else ""
+            reason = Reason("fault", f"{type(error).__name__}{message} (MAGSD_TRACEBACK=1 shows where)")
         return self._not_judged(path, radiograph, clock, "error", reason)
 
     def _judge(self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool) -> Result:
