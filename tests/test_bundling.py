@@ -222,7 +222,7 @@ def test_a_failure_with_force_keeps_the_old_bundle(
     def fail(folder: Path) -> None:
         raise VerificationError("as if the golden inputs had failed")
 
-    monkeypatch.setattr(bundling, "_prove", fail)
+    monkeypatch.setattr(bundling, "prove", fail)
     with pytest.raises(VerificationError, match="as if"):
         build_bundle(run, out, force=True)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -276,7 +276,7 @@ def test_golden_inputs_that_fail_stop_the_bundle(built: Built, tmp_path: Path) -
     manifest["files"] = list_files(folder)
     (folder / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(VerificationError, match=f"golden inputs \\({name}\\)"):
-        bundling._prove(folder)
+        bundling.prove(folder)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ import pytest
 
 from magsd.cli import main
 from magsd_export.commands import export
-from magsd_runtime.errors import RESEARCH_USE, MissingExtraError
+from magsd_runtime.bundle import load_bundle
+from magsd_runtime.errors import RESEARCH_USE, BundleError, MissingExtraError
 from tiny_export import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,3 +185,113 @@ def test_parity_over_real_radiographs(cxr: Path, run: Path, tmp_path: Path, capf
     assert real["images"] + real["skipped"] == 40
     assert real["skipped"] == 0
     assert real["source"] == "the manifest given (--data)"
+
+
+# --precision fp16
+
+
+@pytest.fixture(scope="module")
+def halved(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("half") / "bundle"
+    assert export([str(bundle), "--out", str(out), "--precision", "fp16"]) == 0
+    return out
+
+
+def test_precision_fp16_adds_a_proven_network_to_a_run_s_bundle(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    assert main(["export", str(run), "--out", str(out), "--images", "4", "--precision", "fp16", "--json"]) == 0
+    record = json.loads(capfd.readouterr().out)
+    facts = record["precisions"]["fp16"]
+    assert facts["model_sha256"] == record["model"]["sha256"]
+    assert facts["file"] == "model.fp16.onnx"
+    assert facts["verification"]["passed"]
+    # the inputs of the float32 check
+    assert facts["verification"]["inputs"]["real"] == record["parity"]["inputs"]["real"]
+    assert facts["verification"]["inputs"]["real"]["images"] == 4
+    manifest = json.loads((out / "bundle.json").read_text())
+    assert manifest["precisions"] == record["precisions"]
+    assert manifest["files"]["model.fp16.onnx"]["sha256"] == facts["sha256"]
+    assert manifest["files"]["model.fp16.onnx"]["size"] < 0.75 * manifest["files"]["model.onnx"]["size"]
+    path, sha256 = load_bundle(out).onnx_file("fp16")
+    assert (path, sha256) == (out / "model.fp16.onnx", facts["sha256"])
+    assert main(["verify", str(out)]) == 0
+
+
+def test_a_bundle_gets_its_half_precision_network_and_keeps_the_rest(
+    bundle: Path, halved: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, after = (json.loads((folder / "bundle.json").read_text()) for folder in (bundle, halved))
+    added = after["files"].pop("model.fp16.onnx")
+    assert after.pop("precisions")["fp16"]["sha256"] == added["sha256"]
+    assert after == before
+    with pytest.raises(BundleError, match=r"no network in fp16: magsd export .* --precision fp16"):
+        load_bundle(bundle).onnx_file("fp16")
+    # its own bundle replaced by one with it
+    assert main(["export", str(halved), "--out", str(halved), "--precision", "fp16", "--force"]) == 0
+    out = capfd.readouterr().out
+    assert "model.fp16.onnx" in out
+    assert out.splitlines()[-1] == RESEARCH_USE
+    assert load_bundle(halved).onnx_file("fp16")[1] == added["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{bundle}", "--out", "{tmp}/b"], "is a bundle already: --precision fp16 adds"),
+        (["{bundle}", "--out", "{tmp}/b", "--precision", "fp16", "--fold", "1"], "--fold goes with a run"),
+        (["{bundle}", "--out", "{bundle}", "--precision", "fp16"], "exists: add --force"),
+        (["{bundle}", "--out", "{tmp}/b", "--precision", "fp16", "--data", "{tmp}/none.csv"], "none.csv"),
+    ],
+)
+def test_what_a_bundle_cannot_be_exported_with(
+    bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["export", *(text.format(bundle=bundle, tmp=tmp_path) for text in arguments)]) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_half_precision_that_differs_leaves_no_bundle(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import magsd_export.precision as precision
+
+    monkeypatch.setattr(
+        precision, "FP16_TOLERANCES", {name: precision.FP16_TOLERANCES[name]._replace(absolute=1e-9, relative=1e-9)
+                                       for name in precision.FP16_TOLERANCES},
+    )  # fmt: skip
+    assert main(["export", str(bundle), "--out", str(tmp_path / "b"), "--precision", "fp16"]) == 5
+    assert "from ONNX for input" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda manifest: manifest.pop("precisions"), "name different networks"),
+        (lambda manifest: manifest["files"].pop("model.fp16.onnx"), "name different networks"),
+        (lambda manifest: manifest["precisions"]["fp16"].update(model_sha256="0" * 64), "not described as made from"),
+        (lambda manifest: manifest["precisions"]["fp16"].update(sha256="0" * 64), "not described as made from"),
+        (lambda manifest: manifest.update(precisions=[]), "name different networks"),
+    ],
+)
+def test_a_half_precision_network_without_its_description_is_refused(
+    halved: Path, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    shutil.copytree(halved, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    spoil(manifest)
+    (tmp_path / "b" / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=message):
+        load_bundle(tmp_path / "b")
+
+
+def test_one_wrong_byte_of_the_half_precision_network_is_found(halved: Path, tmp_path: Path) -> None:
+    shutil.copytree(halved, tmp_path / "b")
+    content = bytearray((tmp_path / "b" / "model.fp16.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "b" / "model.fp16.onnx").write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=r"model\.fp16\.onnx: was altered"):
+        load_bundle(tmp_path / "b")

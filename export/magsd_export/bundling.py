@@ -29,6 +29,7 @@ from magsd_runtime.bundle import (
     LUNGS_NAME,
     MANIFEST_NAME,
     MODEL_NAME,
+    MODEL_NAMES,
     OUTPUT_NAMES,
     Bundle,
     load_bundle,
@@ -45,9 +46,10 @@ from .acceptance_statistics import acceptance_of_run
 from .golden import write_golden
 from .held_out import held_out_calibration
 from .model_card import INTENDED_USE, LICENCE, model_card
+from .precision import HalfParity, compare_half, write_half
 from .sources import Source, evaluation_facts, find_checkpoint, localization, read_evaluation, real_images
 from .to_onnx import export_onnx, model_metadata
-from .verification import ParityReport, compare, torch_network
+from .verification import Network, ParityReport, compare, torch_network
 
 DEFAULT_IMAGES = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
@@ -65,6 +67,7 @@ class Built:
     verification: VerificationReport
     acceptance: str
     notes: tuple[str, ...] = ()
+    half: HalfParity | None = None
 
 
 def build_bundle(
@@ -81,6 +84,7 @@ def build_bundle(
     positive: str | None = None,
     sensitivities: Sequence[float] = SENSITIVITIES,
     acceptance: bool = True,
+    precision: str = "fp32",
     force: bool = False,
     verbose: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -93,7 +97,9 @@ def build_bundle(
     predictions the temperature is fitted, and operating points for class ``positive`` are chosen, or on those of
     ``calibration``, the evaluation of a cross-validation of the same recipe (:mod:`magsd_export.held_out`).
     ``acceptance``: whether statistics of the run's own films, where they can be read, go into the bundle
-    (:mod:`magsd_export.acceptance_statistics`). ``force`` replaces a bundle that is at ``out``, and nothing else.
+    (:mod:`magsd_export.acceptance_statistics`). ``precision``: with ``fp16``, a second network whose trunk is in
+    half precision goes into the bundle (:mod:`magsd_export.precision`). ``force`` replaces a bundle that is at
+    ``out``, and nothing else.
 
     Raises
     ------
@@ -143,19 +149,53 @@ def build_bundle(
             parity.raise_if_failed()
             outputs = write_golden(folder / "golden", draft, backend)
             statistics, said = None, "none: left out"
+            half = None
+            if precision == "fp16":
+                report("halving     the trunk's precision, and comparing with float32")
+                half = add_half(folder, backend.run, info.preprocessing.size, real, parity.facts)
             if acceptance:
                 statistics, said = acceptance_of_run(source, info, backend.run, draft.model_sha256, report)
         shapes = {key: list(outputs[key].shape) for key in OUTPUT_NAMES}
         facts = _describe(draft, info, source, _architecture(model, info), parity, shapes)
         facts["training"]["evaluation"] = None if metrics is None else evaluation_facts(metrics, info)
+        if half is not None:
+            facts["precisions"] = {"fp16": describe_half(folder, draft.model_sha256, half)}
         if statistics is not None:
             statistics.save(folder)
             facts["acceptance"] = statistics.to_dict()
         write_text(folder / "MODEL_CARD.md", model_card(facts))
         write_json(folder / MANIFEST_NAME, {**facts, "files": list_files(folder)})
         report("verifying   the bundle with the runtime")
-        verification = _prove(folder)
-    return Built(load_bundle(out), source, info, parity, verification, said, tuple(notes))
+        verification = prove(folder)
+    return Built(load_bundle(out), source, info, parity, verification, said, tuple(notes), half)
+
+
+def add_half(folder: Path, reference: Network, size: int, real: Any, facts: dict[str, Any]) -> HalfParity:
+    """Write ``model.fp16.onnx`` beside the ``model.onnx`` in ``folder``, proven against ``reference``, the latter.
+
+    Raises
+    ------
+    VerificationError
+        If their outputs differ by more than half precision may.
+    MagsdError
+        If the network cannot be put in half precision.
+    """
+    written = write_half(folder / MODEL_NAME, folder / MODEL_NAMES["fp16"])
+    half = compare_half(reference, written, size=size, real=real, facts=facts)
+    half.report.raise_if_failed()
+    return half
+
+
+def describe_half(folder: Path, model_sha256: str, half: HalfParity) -> dict[str, Any]:
+    """The entry of ``precisions`` in ``bundle.json``."""
+    name = MODEL_NAMES["fp16"]
+    return {
+        "file": name,
+        "sha256": sha256_file(folder / name),
+        "model_sha256": model_sha256,
+        "float32": "inputs, outputs, and all after the last feature map",
+        "verification": half.to_dict(),
+    }
 
 
 def _copy_lungs(info: CheckpointInfo, folder: Path) -> None:
@@ -169,7 +209,8 @@ def _copy_lungs(info: CheckpointInfo, folder: Path) -> None:
         temporary.write_bytes(network_bytes(wanted))
 
 
-def _prove(folder: Path) -> VerificationReport:
+def prove(folder: Path) -> VerificationReport:
+    """The runtime's own check of a bundle that is about to be published; a failure is an exception."""
     bundle = load_bundle(folder)
     with open_backend(bundle, "cpu") as backend:
         report = verify_bundle(bundle, backend)

@@ -13,7 +13,10 @@ from magsd_runtime.commands import fractions
 from magsd_runtime.errors import RESEARCH_USE, UsageError, require
 
 if TYPE_CHECKING:
+    from magsd_runtime.bundle import Bundle
+
     from .bundling import Built
+    from .halving import Halved
 
 
 def export(argv: list[str]) -> int:
@@ -24,7 +27,10 @@ def export(argv: list[str]) -> int:
         + RESEARCH_USE,
         epilog="Exit code 5: the exported network differs from PyTorch; no bundle is left then.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN|CHECKPOINT", help="run folder of magsd train, or a best.pt")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN|CHECKPOINT|BUNDLE",
+        help="run folder of magsd train, or a best.pt; or, with --precision fp16, a bundle to copy",
+    )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to create")
     parser.add_argument(
         "--fold", type=int, metavar="K", help="fold of the run (default: the one with the best validation score)"
@@ -61,11 +67,17 @@ def export(argv: list[str]) -> int:
         "--no-acceptance", action="store_true",
         help="leave out the statistics of the run's films, by which infer flags images that are unlike them",
     )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32",
+        help="fp16: add the network with its trunk in half precision, for TensorRT engines (default: fp32 alone)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace the bundle in --out")
     parser.add_argument("--verbose", action="store_true", help="show the exporter's own messages on stderr")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     options = parser.parse_args(argv)
 
+    if (options.run / "bundle.json").is_file():
+        return _export_bundle(options)
     for module in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxruntime"):
         require(module, feature="magsd export", extra="train")
     from magsd.folds import FINAL
@@ -88,11 +100,34 @@ def export(argv: list[str]) -> int:
         positive=options.positive,
         sensitivities=options.sensitivity,
         acceptance=not options.no_acceptance,
+        precision=options.precision,
         force=options.force,
         verbose=options.verbose,
         report=_say,
     )
     print(json.dumps(_record(built), allow_nan=False) if options.json else _text(built, options.run))
+    return 0
+
+
+def _export_bundle(options: argparse.Namespace) -> int:
+    """A bundle in, a copy with a network in half precision out."""
+    if options.precision != "fp16":
+        raise UsageError(f"{options.run} is a bundle already: --precision fp16 adds a network in half precision")
+    given = {
+        "--fold": options.fold, "--final": options.final, "--name": options.name, "--evaluation": options.evaluation,
+        "--calibration": options.calibration, "--positive": options.positive,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value not in (None, False):
+            raise UsageError(f"{name} goes with a run, and {options.run} is a bundle")
+    for module in ("onnx", "onnxruntime"):
+        require(module, feature="magsd export", extra="train")
+    from .halving import halve_bundle
+
+    done = halve_bundle(
+        options.run, options.out, data=options.data, images=options.images, force=options.force, report=_say
+    )
+    print(json.dumps(done.to_dict(), allow_nan=False) if options.json else _halved_text(done, options.run))
     return 0
 
 
@@ -145,6 +180,7 @@ def _record(built: Built) -> dict[str, Any]:
         "acceptance": {"text": built.acceptance, **(bundle.manifest.get("acceptance") or {})},
         "notes": list(built.notes),
         "parity": built.parity.to_dict(),
+        "precisions": bundle.manifest.get("precisions", {}),
         "golden": {"inputs": [check.name for check in verification.checks], "passed": verification.passed},
         "research_use_only": True,
     }
@@ -173,10 +209,21 @@ def _text(built: Built, run: Path) -> str:
             built.parity.format(),
             f"radiographs: {source}" + (f"; {skipped} unreadable or without contrast left out" if skipped else ""),
             "",
+            *([] if built.half is None else [*_half_lines(bundle, built.half.report.format()), ""]),
             f"verified by the runtime on {len(built.verification.checks)} golden inputs",
             RESEARCH_USE,
         ]
     )
+
+
+def _halved_text(done: Halved, source: Path) -> str:
+    lines = _half_lines(done.bundle, done.half.report.format())
+    return "\n".join([f"{source} -> {done.bundle.path}", *lines, RESEARCH_USE])
+
+
+def _half_lines(bundle: Bundle, table: str) -> list[str]:
+    size = bundle.manifest["files"]["model.fp16.onnx"]["size"] / 1e6
+    return [f"model.fp16.onnx {size:.1f} MB, trunk in half precision: against float32", table]
 
 
 def _say(line: str) -> None:

@@ -170,9 +170,9 @@ def real_images(source: Source, info: CheckpointInfo, data: Path | None, limit: 
         if not manifest.records:
             raise DataError(f"--data {data} names no images to compare on")
         facts = {"source": "the manifest given (--data)", "digest": manifest.digest()}
-        return RealImages(_spread(manifest.records, limit), info.preprocessing, facts)
+        return RealImages(spread(manifest.records, limit), info.preprocessing, facts)
     records, what = _own_records(source, info)
-    return RealImages(_spread(records, limit), info.preprocessing, {"source": what})
+    return RealImages(spread(records, limit), info.preprocessing, {"source": what})
 
 
 def _own_records(source: Source, info: CheckpointInfo) -> tuple[tuple[Record, ...], str]:
@@ -198,7 +198,7 @@ def _own_records(source: Source, info: CheckpointInfo) -> tuple[tuple[Record, ..
     )
 
 
-def _spread(records: tuple[Record, ...], limit: int) -> tuple[Record, ...]:
+def spread(records: tuple[Record, ...], limit: int) -> tuple[Record, ...]:
     """``limit`` records, classes in turn, in an order that depends on the file names alone."""
 
     def key(record: Record) -> bytes:

@@ -90,9 +90,15 @@ def export_onnx(
 
 
 def check_onnx(
-    model: onnx.ModelProto, *, input_shape: tuple[int, ...], output_shapes: dict[str, tuple[int, ...]]
+    model: onnx.ModelProto,
+    *,
+    input_shape: tuple[int, ...],
+    output_shapes: dict[str, tuple[int, ...]],
+    half: bool = False,
 ) -> None:
     """Refuse what a runtime, TensorRT's parser among them, would meet later. Shapes are without the batch.
+
+    With ``half``, float16 is allowed beside float32 (:mod:`precision` says where).
 
     Raises
     ------
@@ -113,16 +119,17 @@ def check_onnx(
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise MagsdError(f"the exported file is not valid ONNX: {' '.join(str(error).split())[:300]}") from error
+    refused = _FLOATS_REFUSED - {onnx.TensorProto.FLOAT16} if half else _FLOATS_REFUSED
     for node in _nodes(inferred.graph):
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.domain not in ("", "ai.onnx"):
             raise MagsdError(f"the exported file uses {node.op_type} of the unknown domain {node.domain}")
         if node.op_type == "Resize" and "antialias" in attributes and attributes["antialias"].i:
             raise MagsdError("the exported file has a Resize with antialias, which TensorRT refuses")
-        if node.op_type == "Cast" and attributes["to"].i in _FLOATS_REFUSED:
+        if node.op_type == "Cast" and attributes["to"].i in refused:
             raise MagsdError(f"the exported file casts to {_type_name(attributes['to'].i)}: expected float32 only")
     for name, data_type in _tensor_types(inferred.graph):
-        if data_type in _FLOATS_REFUSED:
+        if data_type in refused:
             raise MagsdError(f"{name} is {_type_name(data_type)} in the exported file: expected float32 only")
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in inferred.graph.initializer):
         raise MagsdError("the exported file keeps weights in another file: expected one file")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BUNDLE_SCHEMA = "magsd.bundle/1"
 MANIFEST_NAME = "bundle.json"
 MODEL_NAME = "model.onnx"
+MODEL_NAMES = {"fp32": MODEL_NAME, "fp16": "model.fp16.onnx"}  # by precision; only the first is in every bundle
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("logits", "attention", "evidence", "embedding")
 LUNGS_NAME = "lungs.onnx"
@@ -70,6 +71,22 @@ class Bundle:
     def model_path(self) -> Path:
         return self.path / MODEL_NAME
 
+    def onnx_file(self, precision: str) -> tuple[Path, str]:
+        """Path and SHA-256 of the network's ONNX file of ``precision`` (fp32, fp16).
+
+        Raises
+        ------
+        BundleError
+            If the bundle has none of that precision.
+        """
+        facts = (self.manifest.get("files") or {}).get(MODEL_NAMES.get(precision, ""))
+        if facts is None:
+            raise BundleError(
+                f"{self.path}: has no network in {precision}: "
+                f"magsd export {self.path} --out NEW --precision {precision} makes a copy that has"
+            )
+        return self.path / MODEL_NAMES[precision], str(facts["sha256"])
+
 
 def load_bundle(path: str | os.PathLike[str], *, check_files: bool = True) -> Bundle:
     """Read and check the bundle in folder ``path``; with ``check_files``, every file's size and SHA-256.
@@ -98,10 +115,25 @@ def load_bundle(path: str | os.PathLike[str], *, check_files: bool = True) -> Bu
         raise BundleError(
             f"{folder / MANIFEST_NAME}: model.sha256 is not the sha256 of {MODEL_NAME} in files: {_REMEDY}"
         )
+    _check_precisions(folder, manifest, files)
     try:
         return replace(bundle, acceptance=_acceptance(folder, manifest, bundle))
     except _Unusable as error:
         raise BundleError(f"{folder / MANIFEST_NAME}: {error}: {_REMEDY}") from error
+
+
+def _check_precisions(folder: Path, manifest: dict[str, Any], files: dict[str, Any]) -> None:
+    """Networks of other precisions: each is described and listed, or neither, and belongs to this model."""
+    described = manifest.get("precisions", {})
+    listed = {precision for precision, name in MODEL_NAMES.items() if name in files} - {"fp32"}
+    if not isinstance(described, dict) or listed != described.keys() & MODEL_NAMES.keys():
+        raise BundleError(f"{folder / MANIFEST_NAME}: precisions and files name different networks: {_REMEDY}")
+    for precision in listed:
+        facts = described[precision]
+        expected = {"sha256": files[MODEL_NAMES[precision]]["sha256"], "model_sha256": manifest["model"]["sha256"]}
+        if not isinstance(facts, dict) or {key: facts.get(key) for key in expected} != expected:
+            name = MODEL_NAMES[precision]
+            raise BundleError(f"{folder / MANIFEST_NAME}: {name} is not described as made from this model: {_REMEDY}")
 
 
 def _acceptance(folder: Path, manifest: dict[str, Any], bundle: Bundle) -> Acceptance | None:
