@@ -176,7 +176,7 @@ def written(
             dataset["PixelData"].VR = "OB"
             dataset["PixelData"].is_undefined_length = True
         elif syntax not in (EXPLICIT, IMPLICIT, BIG, DEFLATED):
-            dataset.compress(syntax, **options)
+            dataset.compress(syntax, generate_instance_uid=False, **options)
         elif syntax == BIG and dataset.BitsAllocated == 16:
             dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
         dataset.file_meta.TransferSyntaxUID = called or syntax

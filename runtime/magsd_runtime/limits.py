@@ -22,7 +22,7 @@ MAX_NOTES = 4 << 20
 
 MAX_PASSES = 1_000_000_000
 """Pixels times scans of a progressive JPEG: 12 scans of the largest picture, 100 of 10 million pixels. A usual encoder
-makes 6 to 10; each takes a decoder about 2 ns a pixel."""
+makes 6 to 10; each takes a decoder about 1 ns a pixel."""
 
 MAX_TIFF_ENTRIES = 4096
 # Bytes of a value of each type that is a whole number: TIFF 6.0, section 2, and BigTIFF
