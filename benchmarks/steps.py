@@ -82,6 +82,7 @@ LADDER = (
     }),
     Step("magsd", "MAG-SD: attention-guided augmentation, soft distance", "attention", {"model": "magsd"}),
     # other choices at the end of the ladder
+    Step("untaught", "its attention not taught where to look", "magsd", {"lung_attention": 0.0, "attention_rate": 1.0}),
     Step("l2", "L2 instead of the soft distance", "magsd", {"loss": "l2"}),
     Step("epochs12", "12 epochs", "magsd", {"epochs": 12}),
     Step("size288", "288 pixels", "magsd", {"size": 288}),

@@ -31,7 +31,7 @@ def test_the_ladder_ends_at_the_recipe_of_the_shipped_model() -> None:
     recipe = resolve(read_config(RECIPE))
     assert [name for name in steps.STEPS if resolve(steps.settings_of(name)) == recipe] == ["magsd"]
     assert list(steps.STEPS)[:7] == ["plain", "strong", "lungs", "frozen", "spectrum", "attention", "magsd"]
-    assert all(steps.STEPS[name].after == "magsd" for name in ("l2", "epochs12", "size288"))
+    assert all(steps.STEPS[name].after == "magsd" for name in ("untaught", "l2", "epochs12", "size288"))
 
 
 def test_the_ladder_begins_without_a_defence() -> None:
