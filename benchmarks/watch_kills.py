@@ -1,6 +1,6 @@
 """Kill `magsd watch` again and again under load, and count what is lost and what is doubled.
 
-    python benchmarks/watch_kills.py [--kills 500] [--bundle DIR] [--seed 0] [--folder DIR] [--json FILE]
+    python benchmarks/watch_kills.py [--kills 500] [--dicom-out] [--bundle DIR] [--seed 0] [--folder DIR] [--json FILE]
 
 A sender puts films into the inbox by turns: written slowly with pauses, under a temporary name and then renamed,
 copied at once, the same content under a second name, and now and then a file that cannot be read. A collector takes
@@ -9,6 +9,9 @@ its start and started again; after the last kill it may finish.
 
 lost: a content without a result (or, where it cannot be read, without a place in quarantine). doubled: a content with
 two results collected, or with two lines in the ledger. wrong: a result unlike that of an undisturbed `magsd infer`.
+With --dicom-out the films are DICOM, and a second collector takes each DICOM result away; one that is missing counts as
+lost, one that comes twice or that nobody expects as doubled, one that is not, but for its time, that of an undisturbed
+run to the byte as wrong. Processes live longer then (--longest), for highdicom alone takes a second or two to load.
 Without --bundle a network of a few hundred weights is made, so that kills fall between the steps and not into one.
 """
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import io
 import json
 import os
 import random
@@ -29,6 +33,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import cv2
@@ -50,6 +55,7 @@ class Count:
     wrong: int = 0
     left_behind: int = 0
     recovered: int = 0
+    dicom_objects: int = 0
     moments: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -60,9 +66,9 @@ class Count:
 class Sender(threading.Thread):
     """Puts films into ``inbox`` until told to stop; ``contents``: hash to whether it can be read."""
 
-    def __init__(self, inbox: Path, rng: random.Random, pause: float) -> None:
+    def __init__(self, inbox: Path, rng: random.Random, pause: float, dicom: bool) -> None:
         super().__init__(daemon=True)
-        self.inbox, self.rng, self.pause = inbox, rng, pause
+        self.inbox, self.rng, self.pause, self.dicom = inbox, rng, pause, dicom
         self.contents: dict[str, bool] = {}
         self.repeated = 0
         self.stop = threading.Event()
@@ -71,7 +77,7 @@ class Sender(threading.Thread):
         number = 0
         while not self.stop.is_set():
             readable = self.rng.random() > 0.1
-            data = film(self.rng.getrandbits(32), readable)
+            data = (dicom_film if self.dicom else film)(self.rng.getrandbits(32), readable)
             self.contents[hashlib.sha256(data).hexdigest()] = readable
             self.send(data, f"PATIENT^{number:06d}")
             if self.rng.random() < 0.1:
@@ -82,7 +88,7 @@ class Sender(threading.Thread):
 
     def send(self, data: bytes, name: str) -> None:
         way = self.rng.choice(["slow", "renamed", "copied"])
-        target = self.inbox / f"{name}.png"
+        target = self.inbox / f"{name}.{'dcm' if self.dicom else 'png'}"
         if way == "slow":
             with open(target, "wb") as file:
                 third = len(data) // 3 + 1
@@ -98,7 +104,7 @@ class Sender(threading.Thread):
 
 
 class Collector(threading.Thread):
-    """Moves each result out of ``results`` as soon as it shows."""
+    """Moves each result out of ``results``, a folder of results or of DICOM objects, as soon as it shows."""
 
     def __init__(self, results: Path, collected: Path) -> None:
         super().__init__(daemon=True)
@@ -113,6 +119,8 @@ class Collector(threading.Thread):
 
     def collect(self) -> None:
         for path in list(self.results.iterdir()) if self.results.is_dir() else []:
+            if path.name.startswith("."):
+                continue
             self.times[path.name] += 1
             os.rename(path, self.collected / f"{path.name}-{self.times[path.name]}")
 
@@ -125,19 +133,38 @@ def film(seed: int, readable: bool) -> bytes:
     return encoded if readable else encoded[: len(encoded) // 2] + seed.to_bytes(4, "big")
 
 
-def run(folder: Path, bundle: Path, kills: int, seed: int, *, longest: float = 1.2, pause: float = 0.1) -> Count:
+def dicom_film(seed: int, readable: bool) -> bytes:
+    """The same as a DICOM file, of a made-up patient; cut short in its pixels."""
+    module = importlib.import_module("dicom_film")
+    rough = np.random.default_rng(seed).integers(0, 256, (9, 8)).astype(np.uint8)
+    pixels = cv2.resize(rough, (module.COLUMNS, module.ROWS), interpolation=cv2.INTER_CUBIC).astype("<u2") << 4
+    dataset = module.film(SOPInstanceUID=f"1.2.3.4.5.6.{seed}")
+    dataset.PixelData = pixels.tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    encoded = buffer.getvalue()
+    return encoded if readable else encoded[: len(encoded) // 2] + seed.to_bytes(4, "big")
+
+
+def run(
+    folder: Path, bundle: Path, kills: int, seed: int, *, longest: float = 1.2, pause: float = 0.1, dicom: bool = False
+) -> Count:
     """The whole trial in ``folder``; ``longest``: seconds that a process lives at most before its kill."""
     rng = random.Random(seed)
     inbox, out, collected = folder / "in", folder / "out", folder / "collected"
     inbox.mkdir(parents=True)
     collected.mkdir()
-    sender, collector = Sender(inbox, random.Random(seed + 1), pause), Collector(out / "results", collected)
+    more = ("--dicom-out", str(folder / "dicom")) if dicom else ()
+    (folder / "objects").mkdir()
+    sender, collector = Sender(inbox, random.Random(seed + 1), pause, dicom), Collector(out / "results", collected)
+    objects = Collector(folder / "dicom", folder / "objects")
     sender.start()
     collector.start()
+    objects.start()
     count = Count()
     moments: Counter[str] = Counter()
     for _ in range(kills):
-        process = start(inbox, out, bundle)
+        process = start(inbox, out, bundle, *more)
         time.sleep(rng.uniform(0.25, longest))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -145,16 +172,19 @@ def run(folder: Path, bundle: Path, kills: int, seed: int, *, longest: float = 1
         moments[moment(out)] += 1
     sender.stop.set()
     sender.join()
-    process = start(inbox, out, bundle, "--once")
+    process = start(inbox, out, bundle, "--once", *more)
     if process.wait(timeout=600) not in (0, 3):
         raise SystemExit(f"magsd watch --once ended with {process.returncode}")
     status = json.loads((out / "status.json").read_text())
-    collector.stop.set()
-    collector.join()
-    collector.collect()
+    for one in (collector, objects):
+        one.stop.set()
+        one.join()
+        one.collect()
     count.moments = dict(moments)
     count.recovered = status["recovered"]
     judge(count, sender, collector, out, collected, bundle)
+    if dicom:
+        judge_objects(count, sender, objects, folder, bundle)
     return count
 
 
@@ -205,6 +235,38 @@ def judge(count: Count, sender: Sender, collector: Collector, out: Path, collect
                 count.wrong += not (same and (collected / f"{content}-1" / "overlay.png").is_file())
 
 
+def judge_objects(count: Count, sender: Sender, objects: Collector, folder: Path, bundle: Path) -> None:
+    """Add what is to be said of the DICOM results in ``folder``/objects."""
+    import pydicom
+
+    from magsd_runtime.dicom_results.writing import write_results
+    from magsd_runtime.pipeline import Pipeline
+
+    count.dicom_objects = sum(objects.times.values())
+    count.left_behind += len(list((folder / "dicom").iterdir()))
+    unexpected = set(objects.times)
+    with Pipeline.open(bundle, "cpu", threads=1) as pipeline:
+        for content in (content for content, readable in sender.contents.items() if readable):
+            path = input_of(folder / "in", content)
+            result = pipeline.predict(path)
+            # The names do not depend on the time; what it was is in the object that was collected
+            overlay = write_results(folder / "expected", path, result, pipeline.bundle)["secondary-capture"].name
+            made = folder / "objects" / f"{overlay}-1"
+            when = None
+            if made.is_file():
+                header = pydicom.dcmread(made, stop_before_pixels=True)
+                when = datetime.strptime(header.InstanceCreationDate + header.InstanceCreationTime, "%Y%m%d%H%M%S")
+            expected = write_results(folder / "expected", path, result, pipeline.bundle, when=when)
+            for file in expected.values():
+                count.lost += objects.times[file.name] == 0
+                count.doubled += objects.times[file.name] > 1
+                made = folder / "objects" / f"{file.name}-1"
+                count.wrong += made.is_file() and made.read_bytes() != file.read_bytes()
+            unexpected -= {file.name for file in expected.values()}
+            shutil.rmtree(folder / "expected")
+    count.doubled += len(unexpected)
+
+
 _hashes: dict[Path, dict[str, Path]] = {}
 
 
@@ -217,6 +279,8 @@ def input_of(inbox: Path, content: str) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--dicom-out", action="store_true", help="DICOM films, with DICOM results")
+    parser.add_argument("--longest", type=float, metavar="S", help="a process's life (default: 1.2, for DICOM 6)")
     parser.add_argument("--bundle", type=Path, help="default: a tiny one is made")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
@@ -229,7 +293,11 @@ def main() -> None:
         if bundle is None:
             bundle = importlib.import_module("tiny_bundle").build(folder / "bundle")
         started = time.monotonic()
-        count = run(folder, bundle, arguments.kills, arguments.seed)
+        longest = arguments.longest or (6.0 if arguments.dicom_out else 1.2)
+        pause = 2.0 if arguments.dicom_out else 0.1  # no faster than they are judged, or the last run takes for ever
+        count = run(
+            folder, bundle, arguments.kills, arguments.seed, longest=longest, pause=pause, dicom=arguments.dicom_out
+        )
         record = {**asdict(count), "seconds": round(time.monotonic() - started, 1), "seed": arguments.seed}
         for name, value in record.items():
             print(f"{name:12} {value}")

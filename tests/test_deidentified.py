@@ -138,7 +138,8 @@ def test_the_film_holds_what_is_looked_for_and_the_search_finds_it(tmp_path: Pat
             "SeriesDescription", "DerivationDescription", "AcquisitionComments", "PerformedProcedureStepID",
             "ScheduledPerformingPhysicianName", "CountryOfResidence", "RegionOfResidence", "AdmissionID",
             "CurrentPatientLocation", "ResponsiblePerson", "MedicalAlerts", "Allergies", "ClinicalTrialSubjectID",
-            "RequestingPhysician", "IssuerOfPatientID", "InsurancePlanIdentification", "TextComments", "ContentCreatorName",
+            "RequestingPhysician", "IssuerOfPatientID", "InsurancePlanIdentification", "TextComments",
+            "ContentCreatorName",
         ):  # fmt: skip
             assert ANNA.word in str(dataset[keyword].value), keyword
         for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "DeviceUID"):
@@ -301,7 +302,7 @@ def test_watch_keeps_nothing_of_the_patient(tmp_path: Path, bundle: Path, capfd:
     cv2.imwrite(str(inbox / f"{ANNA.word}^ANNA.png"), np.random.default_rng(1).integers(0, 255, (90, 80), np.uint8))
     times = ["--settle", "0", "--patience", "0", "--poll", "0.01", "--once"]
     arguments = [str(inbox), "--out", str(kept / "out"), "--bundle", str(bundle), "--audit", str(kept / "log")]
-    assert main(["watch", *arguments, *times, "--dicom"]) == 3
+    assert main(["watch", *arguments, *times, "--dicom-out", str(kept / "dicom")]) == 3
     printed = capfd.readouterr()
     assert traces(ANNA, "stdout and stderr", (printed.out + printed.err).encode()) == []
     out = kept / "out"
@@ -309,6 +310,7 @@ def test_watch_keeps_nothing_of_the_patient(tmp_path: Path, bundle: Path, capfd:
     assert len(list((out / "quarantine").iterdir())) >= 8
     assert len(films) == 19
     assert traces_in_folder(ANNA, kept, but=("input", "input.dcm", "dicom/*.dcm")) == []
+    assert len(list((kept / "dicom").iterdir())) >= 7
     ledger = (out / "state/ledger.jsonl").read_text()
     # A UID is kept as its hash, with which one who has the film finds its line, and no other
     assert hashlib.sha256(f"{ANNA.root}.5".encode()).hexdigest() in ledger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def assert_once(place: Path, contents: list[str], *, spare: bool = True) -> None
     assert not spare or not list((place / "out").rglob(".*"))
 
 
-def watcher_of(place: Path, pipeline: Pipeline) -> Watcher:
+def watcher_of(place: Path, pipeline: Pipeline, dicom_out: Path | None = None) -> Watcher:
     settings = WatchSettings(settle=0.0, patience=0.0, poll=0.01)
     clock = Clock()
     inbox = Inbox(place / "in", settle=0.0, clock=clock)
-    return Watcher(pipeline, inbox, Outbox(place / "out"), settings, WatchStatus({}, {}, 9), clock, lambda _: None)
+    status = WatchStatus({}, {}, 9, dicom=Counter())
+    return Watcher(pipeline, inbox, Outbox(place / "out", dicom_out=dicom_out), settings, status, clock, lambda _: None)

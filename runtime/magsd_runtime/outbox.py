@@ -1,16 +1,19 @@
 """Where the watcher's results go, one folder each, and how none is lost or doubled.
 
-    OUT/results/HASH/      prediction.json, overlay.png, dicom/     HASH: SHA-256 of the input file
+    OUT/results/HASH/      prediction.json, overlay.png     HASH: SHA-256 of the input file
     OUT/quarantine/HASH/   reason.json, input
     OUT/state/             ledger.jsonl, lock, staging/HASH/, attempts/HASH, work/
 
 A result is written to ``staging`` and waits there until every byte is on the disk; then the ledger gets its line;
 then one rename makes it visible. Cut off before the line, the input is judged again; after it, the next start does
 the rename. The line comes before the rename so that a result that somebody takes away at once is not made twice.
+
+DICOM results wait in ``staging/HASH/dicom`` and are moved into their own folder one by one, before the rest is shown.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -31,8 +34,8 @@ _HEX = frozenset("0123456789abcdef")
 class Outbox:
     """The folder ``OUT``. Methods raise OSError when the disk is full or gone; each can be called again."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Make the folders and take the lock.
+    def __init__(self, folder: str | os.PathLike[str], *, dicom_out: str | os.PathLike[str] | None = None) -> None:
+        """Make the folders and take the lock. ``dicom_out``: where DICOM results go; None where none are made.
 
         Raises
         ------
@@ -40,6 +43,7 @@ class Outbox:
             If the folders cannot be made, or another watcher works here.
         """
         self.folder = Path(folder)
+        self.dicom_out = None if dicom_out is None else Path(dicom_out)
         self.results, self.quarantine = self.folder / "results", self.folder / "quarantine"
         state = self.folder / "state"
         self._staging, self._attempts, self._work = state / "staging", state / "attempts", state / "work"
@@ -50,6 +54,12 @@ class Outbox:
             self.ledger = Ledger(state / "ledger.jsonl")
         except OSError as error:
             raise UsageError(f"--out {self.folder}: cannot write there ({error.strerror or error})") from error
+        try:
+            if self.dicom_out is not None:
+                self.dicom_out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.close()
+            raise UsageError(f"--dicom-out {self.dicom_out}: no folder can be made there ({error.strerror})") from error
 
     def close(self) -> None:
         """Give the lock back."""
@@ -139,6 +149,8 @@ class Outbox:
         folder = self.results if self.ledger.state(content) == DONE else self.quarantine
         staged, target = self._staging / content, folder / content
         if staged.exists():
+            if self.dicom_out is not None and (staged / "dicom").exists():
+                _hand_out(staged / "dicom", self.dicom_out)
             if target.exists():  # put back by hand, or left by a ledger that was lost: the newer one counts
                 shutil.rmtree(target)
             os.rename(staged, target)
@@ -190,6 +202,37 @@ def write_reason(folder: Path, content: str, code: str, message: str, size: int,
             "research_use_only": True,
         },
     )
+
+
+def _hand_out(staged: Path, target: Path) -> None:
+    """Move the files of ``staged`` into ``target``, each whole and by one rename, and remove the empty folder.
+
+    Between two file systems a file is copied first. A kill before the original is gone makes the next start copy it
+    again: the same bytes under the same name.
+    """
+    try:
+        for path in sorted(staged.iterdir()):
+            try:
+                os.rename(path, target / path.name)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                temporary = target / f".{path.name}"
+                try:
+                    shutil.copyfile(path, temporary)
+                    with open(temporary, "rb") as file:
+                        os.fsync(file.fileno())
+                    os.rename(temporary, target / path.name)
+                finally:
+                    temporary.unlink(missing_ok=True)
+                sync_folder(target)
+                path.unlink()
+        sync_folder(target)
+        staged.rmdir()
+    except OSError as error:
+        raise OSError(
+            error.errno, f"--dicom-out cannot be written: {error.strerror or type(error).__name__}"
+        ) from error
 
 
 def _sync_tree(folder: Path) -> None:

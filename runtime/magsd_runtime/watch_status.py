@@ -18,6 +18,7 @@ from .files import write_json, write_text
 
 STATUS_SCHEMA = "magsd.watch-status/1"
 STATES = ("starting", "watching", "working", "blocked", "stopped")
+DICOM_OUTCOMES = ("written", "none", "failed")
 _RESULTS = ("ok", "review", "rejected", "error")
 
 
@@ -28,6 +29,8 @@ class WatchStatus:
     ``results``, ``quarantined``, ``duplicates``: since the ledger was begun. ``ready``: finished files not yet judged,
     of which the queue holds at most ``queue_limit``; ``waiting``: files that are not finished or were put off;
     ``inaccessible``: of these, files that may not be read. ``seconds``: spent on judging since the start, by step.
+    ``dicom``: films since the start whose DICOM results were ``written``, that got ``none`` (no DICOM, or a header that
+    does not do), and tries that ``failed``; None where no DICOM results are made.
     """
 
     model: Mapping[str, Any]
@@ -48,6 +51,12 @@ class WatchStatus:
     judged: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     last: Mapping[str, Any] | None = None
+    dicom: Counter[str] | None = None
+
+    def note_dicom(self, outcome: str) -> None:
+        """Count one of :data:`DICOM_OUTCOMES`."""
+        if self.dicom is not None:
+            self.dicom[outcome] += 1
 
     def block(self, problem: str) -> None:
         """Say why nothing goes on."""
@@ -79,6 +88,7 @@ class WatchStatus:
             "recovered": self.recovered,
             "ledger_damaged": self.ledger_damaged,
             "judged_since_start": self.judged,
+            "dicom_since_start": None if self.dicom is None else {name: self.dicom[name] for name in DICOM_OUTCOMES},
             "last": None if self.last is None else dict(self.last),
             "research_use_only": True,
         }
@@ -107,6 +117,9 @@ class WatchStatus:
         add("recovered", "gauge", "What was put right after a kill or an error.", ("", self.recovered))
         add("ledger_damaged", "gauge", "Lines of the ledger that could not be read.", ("", self.ledger_damaged))
         add("judged_total", "counter", "Inputs judged since the start.", ("", self.judged))
+        if self.dicom is not None:
+            add("dicom_total", "counter", "DICOM results since the start, by outcome.",
+                *((_labels({"outcome": name}), self.dicom[name]) for name in DICOM_OUTCOMES))  # fmt: skip
         add("seconds_total", "counter", "Time spent on judging since the start, by step.",
             *((_labels({"step": name}), value) for name, value in sorted(self.seconds.items())))  # fmt: skip
         return "\n".join(lines) + "\n"

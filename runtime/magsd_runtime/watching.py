@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .audit import utc_now
-from .dicom_results.source import is_dicom
 from .errors import MagsdError, UsageError
 from .files import sha256_file, write_json
 from .inbox import Candidate, Inbox, identity, instance_key
@@ -47,13 +46,16 @@ class WatchSettings:
     poll: float = 0.5
     queue: int = 100
     overlay: bool = True
-    dicom: bool = False
     delete_done: bool = False
     keep_names: bool = False
 
 
 class _BlockedError(Exception):
     """Not the input's fault: nothing can go on until somebody has made room, or given a permission."""
+
+
+class _DicomFailedError(Exception):
+    """A fault of magsd or of the machine: the DICOM results could not be made. The text quotes nothing of a header."""
 
 
 @dataclass
@@ -204,7 +206,8 @@ class Watcher:
         return True
 
     def _judge_under(self, name: Path, candidate: Candidate, content: str) -> None:
-        result = self.pipeline.predict(name, with_heat=self.settings.overlay or self.settings.dicom)
+        with_heat = self.settings.overlay or self.outbox.dicom_out is not None
+        result = self.pipeline.predict(name, with_heat=with_heat)
         self.status.judged += 1
         for step, milliseconds in result.prediction.timings_ms.items():
             self.status.seconds[step] = self.status.seconds.get(step, 0.0) + milliseconds / 1000
@@ -230,7 +233,12 @@ class Watcher:
                 self.say(f"{utc_now()} {content[:12]} is the film of {twin[:12]}, sent again with other bytes")
                 self._is_settled(candidate, content)
                 return
-        self.outbox.commit(entry, lambda folder: self._write(folder, candidate, content, result, name))
+        try:
+            self.outbox.commit(entry, lambda folder: self._write(folder, candidate, content, result, name))
+        except _DicomFailedError as error:
+            self.status.note_dicom("failed")
+            self._not_judged(candidate, content, Reason("dicom_failed", str(error)))
+            return
         self._faults.pop(content, None)
         milliseconds = result.prediction.timings_ms.get("total", 0.0)
         self.status.last = {"time": utc_now(), "sha256": content, "status": status, "milliseconds": milliseconds}
@@ -241,7 +249,7 @@ class Watcher:
         shown = f"sha256:{content}"
         if self.settings.keep_names:
             relative = os.fspath(candidate.path.relative_to(self.inbox.folder))
-            shown = relative.encode("utf-8", "backslashreplace").decode()
+            shown = _text(relative)
         prediction = replace(result.prediction, path=shown)
         files = {"json": "prediction.json"}
         if self.settings.overlay and result.radiograph is not None:
@@ -255,15 +263,22 @@ class Watcher:
             except Exception as error:  # the answer stands without its picture
                 reason = Reason("overlay_failed", f"the overlay could not be drawn ({type(error).__name__})")
                 prediction = replace(prediction, reasons=(*prediction.reasons, reason))
-        if self.settings.dicom and is_dicom(name):
+        if (dicom_out := self.outbox.dicom_out) is not None:
             from .dicom_results.writing import write_results
 
             try:
                 written = write_results(folder / "dicom", name, result, self.pipeline.bundle)
-                files.update({kind.replace("-", "_"): f"dicom/{path.name}" for kind, path in written.items()})
-            except MagsdError as error:  # its messages quote nothing of the header
+                paths = {kind: os.fspath(dicom_out / path.name) for kind, path in written.items()}
+                files.update({kind.replace("-", "_"): _text(path) for kind, path in paths.items()})
+                self.status.note_dicom("written")
+            except UsageError as error:  # it is no DICOM film, or one whose header does not do
                 reason = Reason("no_dicom_results", f"no DICOM results: {error}")
                 prediction = replace(prediction, reasons=(*prediction.reasons, reason))
+                self.status.note_dicom("none")
+            except MagsdError as error:
+                raise _DicomFailedError(f"no DICOM results: {error}") from None
+            except MemoryError:
+                raise _DicomFailedError("no DICOM results: not enough memory, close other programs") from None
         write_json(folder / "prediction.json", replace(prediction, files=files).to_dict())
 
     def _not_judged(self, candidate: Candidate, content: str, reason: Reason) -> None:
@@ -322,6 +337,10 @@ class Watcher:
         self._reported, self._shown = now, shown
         with suppress(OSError):  # the disk is full: said already, and no reason to stop
             status.write(self.outbox.folder / "status.json", self.outbox.folder / "metrics.prom")
+
+
+def _text(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _pixels_sha256(radiograph: Radiograph) -> str:

@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
     parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
     parser.add_argument("--no-overlay", action="store_true", help="no picture beside each prediction")
-    parser.add_argument("--dicom", action="store_true", help="DICOM results beside the prediction of a DICOM film")
+    parser.add_argument("--dicom-out", metavar="DIR", type=Path, help="write DICOM results of DICOM films here")
     parser.add_argument("--delete-done", action="store_true", help="delete an input when its result is on the disk")
     parser.add_argument("--keep-names", action="store_true", help="predictions name the input file (patient data?)")
     parser.add_argument("--once", action="store_true", help="stop when nothing is left to be done")
@@ -43,7 +44,7 @@ def watch(argv: list[str]) -> int:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     options = parser.parse_args(argv)
-    _check_folders(options.inbox, options.out)
+    _check_folders(options.inbox, options.out, options.dicom_out)
     bundle = choose_bundle(options.bundle)
     with _stop_flag() as stop:
         return _watch(options, bundle, stop)
@@ -56,7 +57,7 @@ def _watch(options: Any, bundle: str, stop: Callable[[], bool]) -> int:
     from .watch_status import WatchStatus
     from .watching import Watcher, WatchSettings
 
-    if options.dicom:
+    if options.dicom_out is not None:
         from .dicom_results.writing import require_parts
 
         require_parts()
@@ -66,10 +67,9 @@ def _watch(options: Any, bundle: str, stop: Callable[[], bool]) -> int:
         cv2.setNumThreads(options.threads)
     settings = WatchSettings(
         settle=options.settle, patience=max(options.patience, options.settle), poll=options.poll, queue=options.queue,
-        overlay=not options.no_overlay, dicom=options.dicom, delete_done=options.delete_done,
-        keep_names=options.keep_names,
+        overlay=not options.no_overlay, delete_done=options.delete_done, keep_names=options.keep_names,
     )  # fmt: skip
-    outbox = Outbox(options.out)
+    outbox = Outbox(options.out, dicom_out=options.dicom_out)
     with Pipeline.open(bundle, options.backend, threads=options.threads) as pipeline:
         if options.audit is not None:
             pipeline = _audited(pipeline, options)
@@ -77,7 +77,7 @@ def _watch(options: Any, bundle: str, stop: Callable[[], bool]) -> int:
         backend = {"name": pipeline.backend.name, "device": pipeline.backend.device}
         model = {"name": pipeline.bundle.name, "version": pipeline.bundle.version}
         model["sha256"] = pipeline.bundle.model_sha256
-        status = WatchStatus(model, backend, options.queue)
+        status = WatchStatus(model, backend, options.queue, dicom=None if options.dicom_out is None else Counter())
         watcher = Watcher(pipeline, inbox, outbox, settings, status)
         print(
             f"magsd watch: {model['name']} {model['version']} on {backend['device']}. {RESEARCH_USE}", file=sys.stderr
@@ -103,12 +103,22 @@ def _audited(pipeline: Any, options: Any) -> Any:
     return AuditedPipeline(pipeline, options.audit, threads=options.threads)
 
 
-def _check_folders(inbox: Path, out: Path) -> None:
+def _check_folders(inbox: Path, out: Path, dicom_out: Path | None) -> None:
     if not inbox.is_dir():
         raise UsageError(f"{inbox}: is no folder")
     one, other = inbox.resolve(), out.resolve()
     if one == other or one in other.parents or other in one.parents:
         raise UsageError(f"{inbox} and --out {out}: neither may lie in the other, results would be taken for inputs")
+    if dicom_out is None:
+        return
+    third = dicom_out.resolve()
+    if third == one or third in one.parents or one in third.parents:
+        raise UsageError(
+            f"{inbox} and --dicom-out {dicom_out}: neither may lie in the other, results would be taken for inputs"
+        )
+    own = {other / name for name in ("results", "quarantine", "state")}
+    if third == other or own & {third, *third.parents}:
+        raise UsageError(f"--dicom-out {dicom_out} is for the use of --out {out}: choose another folder")
 
 
 @contextmanager
