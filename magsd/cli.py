@@ -25,6 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("magsd.commands:evaluate", "metrics, figures and a report for a run or a bundle"),
     "train-lungs": ("magsd_export.commands:train_lungs", "train the small network that finds the lung fields"),
     "export": ("magsd_export.commands:export", "turn a trained run into a verified bundle"),
+    "engine": (
+        "magsd_runtime.engines.commands:engine",
+        "build a TensorRT engine of a bundle on the GPU that will run it",
+    ),
     "verify": (
         "magsd_runtime.commands:verify",
         "prove on this machine that a bundle computes what it should",

@@ -62,7 +62,7 @@ def test_the_runtime_has_the_modules_that_the_rules_are_about() -> None:
 
 def test_every_runtime_module_imports_without_the_layers_above_it() -> None:
     modules = loaded("import importlib\nfor name in sys.argv[1:]: importlib.import_module(name)", *MODULES)
-    assert not modules & {*FORBIDDEN, "magsd", "onnxruntime", "tensorrt", "openvino", "pydicom"}
+    assert not modules & {*FORBIDDEN, "magsd", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino", "pydicom"}
     assert set(MODULES) <= modules
 
 
@@ -72,7 +72,7 @@ def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
     assert not modules & {*FORBIDDEN, *HEAVY}
 
 
-@pytest.mark.parametrize("verb", ["infer", "verify", "calibrate", "doctor"])
+@pytest.mark.parametrize("verb", ["infer", "verify", "calibrate", "doctor", "engine"])
 def test_help_of_a_runtime_verb_loads_nothing_heavy(verb: str) -> None:
     code = """
 from magsd.cli import main

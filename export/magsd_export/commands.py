@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from magsd_runtime.calibration_text import format_calibration
 from magsd_runtime.commands import fractions
+from magsd_runtime.engines.commands import add_options, build, record, text
 from magsd_runtime.errors import RESEARCH_USE, UsageError, require
 
 if TYPE_CHECKING:
@@ -68,14 +69,22 @@ def export(argv: list[str]) -> int:
         help="leave out the statistics of the run's films, by which infer flags images that are unlike them",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", choices=("fp32", "fp16"), default="fp32",
-        help="fp16: add the network with its trunk in half precision, for TensorRT engines (default: fp32 alone)",
+        "--precision", choices=("fp32", "fp16"),
+        help="fp16: add the network with its trunk in half precision, for TensorRT engines (default: fp32 alone, "
+        "with --trt fp16)",
     )  # fmt: skip
+    parser.add_argument(
+        "--trt", nargs="?", const="auto", choices=("auto", "tensorrt", "rtx"),
+        help="also build an engine of --precision, as magsd engine does on the device that will run it",
+    )  # fmt: skip
+    add_options(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle in --out")
     parser.add_argument("--verbose", action="store_true", help="show the exporter's own messages on stderr")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     options = parser.parse_args(argv)
 
+    if options.precision is None:
+        options.precision = "fp32" if options.trt is None else "fp16"
     if (options.run / "bundle.json").is_file():
         return _export_bundle(options)
     for module in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxruntime"):
@@ -105,7 +114,7 @@ def export(argv: list[str]) -> int:
         verbose=options.verbose,
         report=_say,
     )
-    print(json.dumps(_record(built), allow_nan=False) if options.json else _text(built, options.run))
+    _print(_record(built), _text(built, options.run), built.bundle, options)
     return 0
 
 
@@ -127,8 +136,17 @@ def _export_bundle(options: argparse.Namespace) -> int:
     done = halve_bundle(
         options.run, options.out, data=options.data, images=options.images, force=options.force, report=_say
     )
-    print(json.dumps(done.to_dict(), allow_nan=False) if options.json else _halved_text(done, options.run))
+    _print(done.to_dict(), _halved_text(done, options.run), done.bundle, options)
     return 0
+
+
+def _print(facts: dict[str, Any], lines: str, bundle: Bundle, options: argparse.Namespace) -> None:
+    """The result, after an engine was built if one was asked for: the bundle stays if that fails."""
+    engine = None if options.trt is None else build(bundle, options, options.precision)
+    if options.json:
+        print(json.dumps({**facts, **({} if engine is None else {"engine": record(engine)})}, allow_nan=False))
+    else:
+        print(lines if engine is None else f"{lines}\n\n{text(engine)}")
 
 
 def train_lungs(argv: list[str]) -> int:

@@ -8,7 +8,10 @@ MagsdError                        1  a fault of ours, if nothing below fits
 ├── ImageError                    3  one input cannot be read as a radiograph
 ├── ArtefactError                 4  an artefact is damaged, incompatible or of a newer version
 │   ├── BundleError               4
-│   └── CheckpointError           4
+│   ├── CheckpointError           4
+│   ├── EngineBuildError          4  a network that no engine can be built from
+│   └── EngineError               4  an engine or its passport is missing, damaged or of another network
+│       └── EngineMismatchError   4  an engine that was built for another machine than this
 ├── VerificationError             5  a check of outputs against their reference failed
 └── BackendUnavailableError       6  the backend asked for cannot run here
 
@@ -65,6 +68,22 @@ class BundleError(ArtefactError):
 
 class CheckpointError(ArtefactError):
     """A checkpoint that cannot be loaded or does not fit the run."""
+
+
+class EngineBuildError(ArtefactError):
+    """No engine can be built from a network; ``log`` holds what the library said, a line each."""
+
+    def __init__(self, message: str, log: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class EngineError(ArtefactError):
+    """An engine or its passport that is missing, damaged, or of another network than the bundle's."""
+
+
+class EngineMismatchError(EngineError):
+    """An engine that was built for another GPU, driver, library or platform than this machine's."""
 
 
 class VerificationError(MagsdError):

@@ -27,6 +27,8 @@ from .preprocessing import preprocess
 # Of each output, in units of the larger of 1 and its largest expected value. Float32 sums in another
 # order (other CPU, other library version) differ by some 1e-5 of that; half precision by more than 1e-3.
 TOLERANCE = 1e-3
+# By what the backend computes in; float16 as in parity.FP16_TOLERANCES
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 5e-2}
 
 _REMEDY = "copy or export the bundle again"
 
@@ -147,7 +149,7 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
     BundleError
         If golden inputs or expected values are missing or unreadable.
     """
-    expected, arrays = _read_expected(bundle)
+    expected, arrays = read_expected(bundle)
     checks = []
     for name, facts in expected.items():
         path = bundle.path / "golden" / f"{name}.png"
@@ -165,7 +167,9 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
                     f"{bundle.path / 'golden' / 'expected.npz'}: {name}/{output} has shape "
                     f"{reference.shape}, the network gives {outputs[output].shape[1:]}: {_REMEDY}"
                 )
-            differences[output], limits[output] = _compare(outputs[output], reference)
+            differences[output], limits[output] = _compare(
+                outputs[output], reference, TOLERANCES.get(backend.precision, TOLERANCE)
+            )
         checks.append(
             GoldenCheck(
                 name=name,
@@ -184,13 +188,15 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
     )
 
 
-def _compare(values: NDArray[np.floating], reference: NDArray[np.floating]) -> tuple[float, float]:
+def _compare(
+    values: NDArray[np.floating], reference: NDArray[np.floating], tolerance: float = TOLERANCE
+) -> tuple[float, float]:
     """Largest absolute difference, and the largest allowed."""
     wanted = reference.astype(np.float64).ravel()
     difference = np.abs(values.astype(np.float64).ravel() - wanted)
     # A value that is not a number must not pass a comparison
     worst = float(difference.max()) if np.isfinite(difference).all() else float("inf")
-    return worst, TOLERANCE * max(1.0, float(np.abs(wanted).max()))
+    return worst, tolerance * max(1.0, float(np.abs(wanted).max()))
 
 
 def _over(check: GoldenCheck, name: str) -> bool:
@@ -201,7 +207,7 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
-def _read_expected(bundle: Bundle) -> tuple[dict[str, dict[str, str]], dict[str, NDArray[np.floating]]]:
+def read_expected(bundle: Bundle) -> tuple[dict[str, dict[str, str]], dict[str, NDArray[np.floating]]]:
     folder = bundle.path / "golden"
     try:
         expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from ..errors import BackendUnavailableError, MagsdError, MissingExtraError, Usa
 if TYPE_CHECKING:
     from types import ModuleType
 
-BACKENDS = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
 
 
 class Backend(Protocol):
@@ -70,7 +70,9 @@ def choose_backend() -> Choice:
 
 
 def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> CheckedBackend:
-    """Open the bundle's network on the backend ``name``: auto, cpu or cuda.
+    """Open the bundle's network on the backend ``name``: auto, cpu, cuda or tensorrt.
+
+    ``auto`` takes an engine only if its passport fits this machine and it was compared here when it was built.
 
     ``threads`` limits the CPU threads of one call (default: all that this process may use).
 
@@ -84,11 +86,19 @@ def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = No
         If it was asked for by name and cannot run here.
     BundleError
         If the model cannot be loaded or does not fit the bundle's description.
+    EngineError
+        If ``tensorrt`` was asked for, and none of the bundle's engines may run here.
     """
     if name not in BACKENDS:
         raise UsageError(f"backend is {name!r}: expected one of {', '.join(BACKENDS)}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}: expected 1 or more")
+    if name == "tensorrt":
+        from .tensorrt_engine import open_by_name
+
+        return CheckedBackend(open_by_name(bundle), bundle, "tensorrt was asked for")
+    if name == "auto" and (engine := _proven_engine(bundle)) is not None:
+        return engine
     from .onnx_runtime import OnnxRuntimeBackend
 
     if name != "auto":
@@ -101,6 +111,23 @@ def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = No
         except BackendUnavailableError as error:
             reason = str(error)
     return CheckedBackend(OnnxRuntimeBackend(bundle, "cpu", threads=threads), bundle, reason)
+
+
+def _proven_engine(bundle: Bundle) -> CheckedBackend | None:
+    """The bundle's engine for this machine, if it has one that was compared here."""
+    if not (bundle.path / "engines").is_dir():
+        return None
+    from .tensorrt_engine import engines_here, open_engine
+
+    fit, _ = engines_here(bundle)
+    for passport in fit:
+        if passport.proven:
+            reason = f"the engine {passport.plan} was built for this GPU and compared on it"
+            try:
+                return CheckedBackend(open_engine(bundle, passport), bundle, reason)
+            except MagsdError:  # ONNX Runtime is here all the same; asked for by name, this is an error
+                continue
+    return None
 
 
 class CheckedBackend:
