@@ -176,6 +176,7 @@ class FakeEngine:
         self.shapes = {"image": (1, size, size), **{name: values.shape[1:] for name, values in outputs.items()}}
         self.cuda, self.function, self.profile = cuda, function, profile
         self.failing = self.uncapturable = False
+        self.float, self.input, self.output = "FLOAT", "INPUT", "OUTPUT"  # the library's words
         self.contexts: list[FakeContext] = []
         self.num_io_tensors = len(self.shapes)
 
@@ -185,11 +186,11 @@ class FakeEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (-1, *self.shapes[name])
 
-    def get_tensor_dtype(self, name: str) -> str:
-        return "FLOAT"
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self.float
 
-    def get_tensor_mode(self, name: str) -> str:
-        return "INPUT" if name == "image" else "OUTPUT"
+    def get_tensor_mode(self, name: str) -> Any:
+        return self.input if name == "image" else self.output
 
     def create_runtime_config(self) -> SimpleNamespace:
         return SimpleNamespace(cuda_graph_strategy="DISABLED")

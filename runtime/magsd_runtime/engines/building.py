@@ -97,9 +97,7 @@ def build_plan(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, said.logger)
     if not parser.parse_from_file(str(onnx_file)):
-        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        reason = " ".join((reasons[0] if reasons else said.first_error()).split())
-        raise said.build_error(f"{onnx_file}: {library.title} cannot parse it ({reason[:300]})")
+        raise said.build_error(f"{onnx_file}: {library.title} cannot parse it ({_parse_failure(parser, said)})")
     layers = layer_types(network)
     _check_network(network, trt, onnx_file, precision, layers, size, said)
 
@@ -142,6 +140,16 @@ def can_target(library: Library, compute_capability: str) -> bool:
     """Whether TensorRT-RTX builds for GPUs of this compute capability by name."""
     known = getattr(library.module, "ComputeCapability", None)
     return hasattr(known, f"SM{compute_capability.replace('.', '')}")
+
+
+def _parse_failure(parser: Any, said: Messages) -> str:
+    """The parser's first error, with the operator that it stopped at."""
+    if not parser.num_errors:
+        return said.first_error()
+    error = parser.get_error(0)
+    reason = " ".join(str(error.desc()).split())[:300]
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    return f"operator {operator} {error.node_name()}: {reason}" if operator else reason
 
 
 def _builder(library: Library, said: Messages) -> Any:
