@@ -178,7 +178,8 @@ def read_one(read: Any, path: str) -> dict[str, Any]:
         message = str(error)
         if "\n" in message or not message.startswith(f"{path}: "):
             return {"outcome": "unreadable", "crash": f"message: {message!r}"}
-        return {"outcome": "unreadable", "message": message.removeprefix(f"{path}: ")}
+        out_of_memory = {"over": True} if "MemoryError" in message else {}  # which images.py takes for damage
+        return {"outcome": "unreadable", "message": message.removeprefix(f"{path}: "), **out_of_memory}
     except MemoryError:
         return {"outcome": "memory", "over": True}
     except BaseException:

@@ -160,6 +160,15 @@ def test_a_long_note(tmp_path: Path, behind: bool) -> None:
     assert read_radiograph(write(tmp_path, png(64, 64, packed=SMALL, before=chunk(b"tEXt", b"k\0" + b"a" * 99_999))))
 
 
+def test_no_room_is_taken_for_a_length_that_the_file_has_not(tmp_path: Path) -> None:
+    path = write(tmp_path, bytes(100))
+    before = memory_mb("VmPeak")
+    with limits.MeteredFile(path, "film") as file:
+        assert file.read(1 << 34) == bytes(100)
+    assert limits.MeteredBytes(bytes(100), "film").read(1 << 34) == bytes(100)
+    assert memory_mb("VmPeak") - before < 1000
+
+
 # ---------------------------------------------------------------- JPEG
 
 

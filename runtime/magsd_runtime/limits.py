@@ -40,6 +40,7 @@ class Meter:
 
     name_in_messages = ""
     in_header = False
+    size = 0
     _reads = 0
     _header_bytes = 0
 
@@ -50,6 +51,8 @@ class Meter:
                 f"{self.name_in_messages}: is made of more than {MAX_READS:,} pieces, which no film is: export it again"
             )
         reader: Any = super()
+        if size is not None:
+            size = min(size, self.size)  # room is taken for all that is asked for, and a length may say 4 GB
         if not self.in_header:
             return reader.read(size)
         left = MAX_NOTES - self._header_bytes
@@ -65,7 +68,7 @@ class MeteredFile(Meter, io.BufferedReader):
 
     def __init__(self, path: str | os.PathLike[str], name: str) -> None:
         super().__init__(io.FileIO(path))
-        self.name_in_messages = name
+        self.name_in_messages, self.size = name, os.fstat(self.fileno()).st_size
 
 
 class MeteredBytes(Meter, io.BytesIO):
@@ -73,7 +76,7 @@ class MeteredBytes(Meter, io.BytesIO):
 
     def __init__(self, content: bytes, name: str) -> None:
         super().__init__(content)
-        self.name_in_messages = name
+        self.name_in_messages, self.size = name, len(content)
 
 
 def too_many_notes(name: str) -> ImageError:
