@@ -9,6 +9,8 @@ its start and started again; after the last kill it may finish.
 
 lost: a content without a result (or, where it cannot be read, without a place in quarantine). doubled: a content with
 two results collected, or with two lines in the ledger. wrong: a result unlike that of an undisturbed `magsd infer`.
+given_up: a content that was being judged at five kills and lies in quarantine for that reason, as docs/watch.md
+promises: it has no result, and is not lost.
 With --dicom-out the films are DICOM, and a second collector takes each DICOM result away; one that is missing counts as
 lost, one that comes twice or that nobody expects as doubled, one that is not, but for its time, that of an undisturbed
 run to the byte as wrong. Processes live longer then (--longest), for highdicom alone takes a second or two to load.
@@ -55,6 +57,7 @@ class Count:
     wrong: int = 0
     left_behind: int = 0
     recovered: int = 0
+    given_up: int = 0
     dicom_objects: int = 0
     moments: dict[str, int] = field(default_factory=dict)
 
@@ -226,13 +229,24 @@ def judge(count: Count, sender: Sender, collector: Collector, out: Path, collect
                 count.lost += not (held and hashlib.sha256(held[0].read_bytes()).hexdigest() == content)
                 count.doubled += entries[content, "quarantined"] > 1 or collector.times[content] > 0
                 continue
-            count.lost += collector.times[content] == 0
+            gave_up = is_given_up(out, content)
+            count.given_up += gave_up
+            count.lost += collector.times[content] == 0 and not gave_up
+            count.doubled += collector.times[content] > 0 and gave_up
             count.doubled += collector.times[content] > 1 or entries[content, "done"] > 1
             if collector.times[content]:
                 result = json.loads((collected / f"{content}-1" / "prediction.json").read_text())
                 expected = pipeline.predict(input_of(out.parent / "in", content)).prediction.to_dict()
                 same = all(result[name] == expected[name] for name in ("label", "probabilities", "findings"))
                 count.wrong += not (same and (collected / f"{content}-1" / "overlay.png").is_file())
+
+
+def is_given_up(out: Path, content: str) -> bool:
+    """Whether a whole film is in quarantine because magsd was killed over it time and again."""
+    reason, held = out / "quarantine" / content / "reason.json", list((out / "quarantine" / content).glob("input*"))
+    if not reason.is_file() or json.loads(reason.read_text())["code"] != "stopped_magsd":
+        return False
+    return len(held) == 1 and hashlib.sha256(held[0].read_bytes()).hexdigest() == content
 
 
 def judge_objects(count: Count, sender: Sender, objects: Collector, folder: Path, bundle: Path) -> None:
@@ -246,7 +260,9 @@ def judge_objects(count: Count, sender: Sender, objects: Collector, folder: Path
     count.left_behind += len(list((folder / "dicom").iterdir()))
     unexpected = set(objects.times)
     with Pipeline.open(bundle, "cpu", threads=1) as pipeline:
-        for content in (content for content, readable in sender.contents.items() if readable):
+        for content, readable in sender.contents.items():
+            if not readable or is_given_up(folder / "out", content):
+                continue
             path = input_of(folder / "in", content)
             result = pipeline.predict(path)
             # The names do not depend on the time; what it was is in the object that was collected
