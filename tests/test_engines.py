@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +31,7 @@ from magsd_export.halving import halve_bundle
 from magsd_export.precision import write_half
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
+from magsd_runtime.doctor import examine, format_report
 from magsd_runtime.engines import cuda, making, passport
 from magsd_runtime.engines.building import Plan, Profile, build_plan
 from magsd_runtime.engines.library import Library, Messages, find_library, installed_version, version_numbers
@@ -776,6 +779,26 @@ def test_without_onnx_runtime_the_golden_outputs_are_the_reference(
         measure_parity(bundle, library, b"vtrt", "fp16", Profile(1, 2, 4))
 
 
+@needs_rtx
+def test_doctor_says_of_each_engine_whether_it_would_load(
+    bundle: Bundle, gpu: GpuLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAGSD_BUNDLE", str(bundle.path))
+    assert examine()["engines"] == []
+    make_engine(bundle, profile=Profile(1, 2, 4))
+    report = examine()
+    assert [(engine["fits"], engine["proven"]) for engine in report["engines"]] == [(True, True)]
+    assert report["backend"]["name"] == "tensorrt"
+    assert "may run here (TensorRT 10.13.3.9, fp16, compared on this GPU)" in format_report(report)
+    monkeypatch.setattr(passport, "this_machine", lambda: replace(A_GPU, driver="590.10"))
+    (bundle.path / "engines" / "broken.json").write_text("{")
+    report = examine()
+    assert [engine["fits"] for engine in report["engines"]] == [False, False]
+    assert report["backend"]["name"] != "tensorrt"
+    assert "the driver is 590.10, it was built for 580.95.05" in format_report(report)
+    json.dumps(report, allow_nan=False)
+
+
 # The command line.
 
 
@@ -829,6 +852,24 @@ def test_export_trt_builds_what_engine_builds(
     assert record["engine"]["profile"] == "1:2:4"
     assert Path(record["engine"]["engine"]).parent == out / "engines"
     assert load_bundle(out).onnx_file("fp16")[1] == record["engine"]["onnx_sha256"]
+
+
+@needs_rtx
+def test_a_device_needs_neither_torch_nor_onnx(bundle: Bundle) -> None:
+    program = (
+        "import sys\nfrom magsd.cli import main\n"
+        "code = main(['engine', sys.argv[1], '--trt', 'rtx', '--compute-capability', '8.6'])\n"
+        "heavy = {'torch', 'onnx', 'timm', 'magsd_export', 'magsd.checkpoint'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else code)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    paths = os.pathsep.join(str(root / part) for part in ("", "export", "runtime"))
+    process = subprocess.run(
+        [sys.executable, "-c", program, str(bundle.path)],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert "not measured" in process.stdout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from . import __version__, hardware
@@ -39,7 +40,8 @@ _TRAIN = ("torch", "timm", "torchvision", "scikit-learn", "matplotlib", "pyyaml"
 
 
 def examine() -> dict[str, Any]:
-    """The facts, JSON-able: magsd, python, os, cpu, memory, gpu, libraries, dicom, onnxruntime, backend, missing.
+    """The facts, JSON-able: magsd, python, os, cpu, memory, gpu, libraries, dicom, onnxruntime, backend, bundle,
+    engines, missing.
 
     ``dicom``: by kind of transfer syntax, whether it can be decoded. ``backend``: name (None when nothing can run)
     and reason. ``missing``: a list of what, why and command. Nothing is raised because of what a machine lacks.
@@ -47,6 +49,10 @@ def examine() -> dict[str, Any]:
     libraries = {name: _version(*distributions) for name, distributions in _LIBRARIES.items()}
     gpu = hardware.cuda_driver()
     providers, backend = _backend()
+    bundle = _bundle()
+    engines = _engines(bundle)
+    if proven := [engine for engine in engines if engine["proven"]]:
+        backend = {"name": "tensorrt", "reason": str(proven[0]["reason"])}
     return {
         "schema": "magsd.doctor/1",
         "magsd": __version__,
@@ -59,7 +65,8 @@ def examine() -> dict[str, Any]:
         "dicom": decodable(_version),
         "onnxruntime": {"providers": providers},
         "backend": backend,
-        "bundle": _bundle(),
+        "bundle": bundle,
+        "engines": engines,
         "missing": _missing(libraries, gpu, providers),
     }
 
@@ -88,6 +95,7 @@ def format_report(report: dict[str, Any]) -> str:
     backend = report["backend"]
     rows.append(("backend", f"{backend['name'] or 'none'}: {backend['reason']}"))
     rows.append(("bundle", report["bundle"] or "none in the box, none in MAGSD_BUNDLE; name one with --bundle"))
+    rows.extend(("engine", engine["reason"]) for engine in report["engines"])
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     for item in report["missing"]:
@@ -196,3 +204,29 @@ def _bundle() -> str | None:
         return choose_bundle(None)
     except UsageError:
         return None
+
+
+def _engines(bundle: str | None) -> list[dict[str, Any]]:
+    """Of each engine in that bundle: ``plan``, ``fits`` this machine, ``proven`` on it, and ``reason``, a line."""
+
+    if bundle is None or not (Path(bundle) / "engines").is_dir():
+        return []
+    try:
+        from .bundle import load_bundle
+        from .engines.passport import check_engine, read_passports, this_machine
+
+        loaded = load_bundle(bundle, check_files=False)
+        passports, broken = read_passports(loaded.path / "engines")
+        machine = this_machine()
+    except (MagsdError, ImportError) as error:
+        return [{"plan": None, "fits": False, "proven": False, "reason": str(error)}]
+    found = [{"plan": None, "fits": False, "proven": False, "reason": str(error)} for error in broken]
+    for passport in passports:
+        proof = "compared on this GPU" if passport.proven else "never compared on a GPU, auto does not choose it"
+        fits, reason = True, f"{passport.plan}: may run here ({passport.title}, {passport.precision}, {proof})"
+        try:
+            check_engine(loaded, passport, machine)
+        except MagsdError as error:
+            fits, reason = False, str(error)
+        found.append({"plan": passport.plan, "fits": fits, "proven": fits and passport.proven, "reason": reason})
+    return found

@@ -22,14 +22,12 @@ from .backends import Backend
 from .bundle import OUTPUT_NAMES, Bundle
 from .errors import RESEARCH_USE, BundleError, ImageError
 from .images import read_radiograph
+from .parity import FP16_TOLERANCES, Tolerance
 from .preprocessing import preprocess
 
 # Of each output, in units of the larger of 1 and its largest expected value. Float32 sums in another
 # order (other CPU, other library version) differ by some 1e-5 of that; half precision by more than 1e-3.
 TOLERANCE = 1e-3
-# By what the backend computes in; float16 as in parity.FP16_TOLERANCES
-TOLERANCES = {"fp32": TOLERANCE, "fp16": 5e-2}
-
 _REMEDY = "copy or export the bundle again"
 
 
@@ -168,7 +166,7 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
                     f"{reference.shape}, the network gives {outputs[output].shape[1:]}: {_REMEDY}"
                 )
             differences[output], limits[output] = _compare(
-                outputs[output], reference, TOLERANCES.get(backend.precision, TOLERANCE)
+                outputs[output], reference, FP16_TOLERANCES[output] if backend.precision == "fp16" else None
             )
         checks.append(
             GoldenCheck(
@@ -189,14 +187,15 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
 
 
 def _compare(
-    values: NDArray[np.floating], reference: NDArray[np.floating], tolerance: float = TOLERANCE
+    values: NDArray[np.floating], reference: NDArray[np.floating], half: Tolerance | None
 ) -> tuple[float, float]:
-    """Largest absolute difference, and the largest allowed."""
+    """Largest absolute difference, and the largest allowed; ``half``: the output's tolerance in half precision."""
     wanted = reference.astype(np.float64).ravel()
     difference = np.abs(values.astype(np.float64).ravel() - wanted)
     # A value that is not a number must not pass a comparison
     worst = float(difference.max()) if np.isfinite(difference).all() else float("inf")
-    return worst, tolerance * max(1.0, float(np.abs(wanted).max()))
+    scale = float(np.abs(wanted).max())
+    return worst, TOLERANCE * max(1.0, scale) if half is None else half.absolute + half.relative * scale
 
 
 def _over(check: GoldenCheck, name: str) -> bool:
