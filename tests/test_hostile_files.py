@@ -534,4 +534,6 @@ def test_mutated_files_are_a_result_or_a_rejection(count: int) -> None:
     assert found.offenders == []
     assert found.files == count
     assert sum(sum(kind.values()) for kind in found.kinds.values()) == count
-    assert {"ok", "unreadable"} <= set(found.kinds["dicom"])
+    outcomes = set(found.kinds["dicom"])
+    assert "unreadable" in outcomes
+    assert outcomes & {"ok", "review"}, "some are still films"
