@@ -17,6 +17,7 @@ from magsd_runtime.errors import UsageError
 from magsd_runtime.images import read_radiograph
 from magsd_runtime.pipeline import Pipeline
 from magsd_runtime.prediction import Reason
+from magsd_runtime.site_rules import SiteRules
 
 pytest.importorskip("pydicom")
 
@@ -247,7 +248,7 @@ def test_the_pipeline_merges_them_with_the_rest(tmp_path: Path) -> None:
         assert (rejected.prediction.status, rejected.prediction.label) == ("rejected", None)
         assert [reason.code for reason in rejected.prediction.reasons] == ["lateral_view", "too_young"]
         assert rejected.radiograph is not None
-        own = Pipeline(pipeline.bundle, pipeline.backend, rules=Rules(minimum_age=2))
+        own = Pipeline(pipeline.bundle, pipeline.backend, rules=SiteRules(header=Rules(minimum_age=2)))
         assert own.predict(save(tmp_path, PatientAge="004Y")).prediction.status == "ok"
 
 

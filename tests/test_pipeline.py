@@ -102,7 +102,7 @@ def test_the_record_holds_all_that_is_promised(folder: Path, film: Path) -> None
     assert record["preprocessing_sha256"] == PreprocessingSpec().sha256()
     assert record["backend"] == {"name": "cpu", "device": "cpu", "precision": "fp32"}
     timings = record["timings_ms"]
-    assert list(timings) == ["decode", "preprocess", "inference", "localize", "total"]
+    assert list(timings) == ["decode", "preprocess", "rules", "inference", "localize", "total"]
     steps = [value for name, value in timings.items() if name != "total"]
     assert all(value >= 0 for value in steps)
     assert timings["total"] >= sum(steps) - 0.01

@@ -58,6 +58,7 @@ def test_infer_logs_what_it_did_and_nothing_of_the_patient(
     assert first["input"] == {"sha256": hashlib.sha256(film.read_bytes()).hexdigest(), "bytes": film.stat().st_size}
     assert first["model"]["sha256"] == hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
     assert first["preprocessing_sha256"] == manifest["preprocessing_sha256"]
+    assert first["rules_sha256"] == shown[0]["rules_sha256"]
     assert first["calibration_sha256"] == audit.sha256_of(manifest["calibration"])
     assert first["bundle_sha256"] == audit.sha256_of(manifest)
     assert {"magsd", "python", "numpy", "opencv", "onnxruntime", "pillow"} <= set(first["versions"])
@@ -67,7 +68,7 @@ def test_infer_logs_what_it_did_and_nothing_of_the_patient(
     assert first["result"]["probabilities"] == shown[0]["probabilities"]
     assert first["result"]["findings"] == shown[0]["findings"]
     # independently: the prediction without what names a file or a time, and the rest in a canonical form
-    left_out = ("schema", "path", "model", "preprocessing_sha256", "backend", "timings_ms", "files",
+    left_out = ("schema", "path", "model", "preprocessing_sha256", "rules_sha256", "backend", "timings_ms", "files",
                 "research_use_only")  # fmt: skip
     form = {name: value for name, value in shown[0].items() if name not in left_out}
     del form["image"]["extension_mismatch"]

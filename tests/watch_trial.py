@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 
+from drawn_film import drawn_film
 from magsd_runtime.inbox import Inbox
 from magsd_runtime.outbox import Outbox
 from magsd_runtime.pipeline import Pipeline
@@ -29,8 +29,7 @@ class Clock:
 
 def put(place: Path, name: str, seed: int = 0) -> str:
     """Write a film; returns its content's hash."""
-    rough = np.random.default_rng(seed).integers(0, 256, (9, 8)).astype(np.uint8)
-    data = cv2.imencode(".png", cv2.resize(rough, (96, 112)))[1].tobytes()
+    data = cv2.imencode(".png", drawn_film(seed))[1].tobytes()
     (place / "in" / name).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 

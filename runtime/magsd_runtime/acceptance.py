@@ -104,6 +104,15 @@ def worst(severities: Iterable[Severity]) -> Severity:
     return order[max(map(order.index, severities), default=0)]
 
 
+def unlike_training(severity: Severity) -> Reason:
+    """The reason of a film that the scores flag (``review``) or refuse (``rejected``)."""
+    if severity == "rejected":
+        text = f"the image is far from all films that the model was trained on, so it is not judged: {_IS_IT}"
+    else:
+        text = f"the image looks unlike the films that the model was trained on, the label may mean nothing: {_IS_IT}"
+    return Reason("unlike_training", text)
+
+
 def combined(*judgements: Judgement) -> Judgement:
     """Several judgements of one image as one: the gravest status, all scores and reasons in their order."""
     return Judgement(
@@ -141,13 +150,9 @@ class Acceptance:
             scores[name] = self.subspaces[name].score(descriptors[name])
         # not "above": a score that is no number must not pass
         if not all(scores[name] <= self.limits[name].rejected for name in SCORES):
-            text = f"the image is far from all films that the model was trained on, so it is not judged: {_IS_IT}"
-            return Judgement("rejected", scores, (Reason("unlike_training", text),))
+            return Judgement("rejected", scores, (unlike_training("rejected"),))
         if not all(scores[name] <= self.limits[name].review for name in SCORES):
-            text = (
-                f"the image looks unlike the films that the model was trained on, the label may mean nothing: {_IS_IT}"
-            )
-            return Judgement("review", scores, (Reason("unlike_training", text),))
+            return Judgement("review", scores, (unlike_training("review"),))
         return Judgement("ok", scores)
 
     def record(self, judgement: Judgement) -> dict[str, Any]:

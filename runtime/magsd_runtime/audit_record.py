@@ -109,7 +109,11 @@ class AuditedPipeline(Pipeline):
         super().__init__(pipeline.bundle, pipeline.backend, rules=pipeline.rules)
         check_appendable(log)
         self._log = Path(log)
-        self._constant = {**bundle_facts(pipeline.bundle), **machine_facts(pipeline, threads)}
+        self._constant = {
+            **bundle_facts(pipeline.bundle),
+            "rules_sha256": pipeline.rules.sha256(),
+            **machine_facts(pipeline, threads),
+        }
 
     def predict(self, path: str | os.PathLike[str], *, with_heat: bool = True) -> Result:
         """As :meth:`Pipeline.predict`; raises as :func:`audit.append`: what cannot be logged is not handed out."""

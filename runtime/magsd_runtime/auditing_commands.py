@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RESEARCH_USE, ArtefactError, BackendUnavailableError, UsageError, VerificationError
+from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         help="same (default): the record's, or where it cannot run here auto, which is then named as a difference",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the record's)")
+    add_rules(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
 
@@ -147,14 +149,14 @@ def _open(options: Any, record: dict[str, Any], threads: int) -> Pipeline:
     from .pipeline import Pipeline
 
     cv2.setNumThreads(threads)
-    bundle = choose_bundle(options.bundle)
+    bundle, rules = choose_bundle(options.bundle), chosen_rules(options)
     if options.backend != "same":
-        return Pipeline.open(bundle, options.backend, threads=threads)
+        return Pipeline.open(bundle, options.backend, threads=threads, rules=rules)
     try:
-        return Pipeline.open(bundle, record["backend"]["name"], threads=threads)
+        return Pipeline.open(bundle, record["backend"]["name"], threads=threads, rules=rules)
     except (BackendUnavailableError, UsageError) as error:
         print(f"magsd replay: not on the record's backend: {error}", file=sys.stderr)
-        return Pipeline.open(bundle, "auto", threads=threads)
+        return Pipeline.open(bundle, "auto", threads=threads, rules=rules)
 
 
 def _numbers(values: tuple[int, ...]) -> str:

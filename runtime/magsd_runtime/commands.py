@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RESEARCH_USE, UsageError
+from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ def infer(argv: list[str]) -> int:
     parser.add_argument("--keep-names", action="store_true", help="with --out: files named as DICOM images are, too")
     parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+    add_rules(parser)
     _add_backend(parser)
     options = parser.parse_args(argv)
+    rules = chosen_rules(options)
 
     bundle = choose_bundle(options.bundle)
     images = _find(options.paths)
@@ -64,7 +67,7 @@ def infer(argv: list[str]) -> int:
         import cv2
 
         cv2.setNumThreads(options.threads)
-    with Pipeline.open(bundle, options.backend, threads=options.threads) as pipeline:
+    with Pipeline.open(bundle, options.backend, threads=options.threads, rules=rules) as pipeline:
         output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
         if options.audit is not None:
             from .audit_record import AuditedPipeline
@@ -122,11 +125,17 @@ def calibrate(argv: list[str]) -> int:
         "--sensitivity", type=fractions, default=(0.9, 0.95), metavar="S,S",
         help="an operating point for each, the first is the default one (default: 0.9,0.95)",
     )  # fmt: skip
+    parser.add_argument(
+        "--coverage", type=float, default=0.9, metavar="C",
+        help="share of films whose set of possible classes shall hold the right one (default: 0.9)",
+    )  # fmt: skip
     parser.add_argument("--note", default="", metavar="TEXT", help="where the cases are from, kept in the bundle")
     parser.add_argument("--dry-run", action="store_true", help="show the figures, write nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_rules(parser)
     _add_backend(parser)
     options = parser.parse_args(argv)
+    rules = chosen_rules(options)
 
     from .pipeline import Pipeline
     from .site_calibration import calibrate_site, default_out, read_site
@@ -134,12 +143,12 @@ def calibrate(argv: list[str]) -> int:
     site = read_site(options.data)
     out = None if options.dry_run else options.out or default_out(Path(options.bundle))
     with (
-        Pipeline.open(options.bundle, options.backend, threads=options.threads) as pipeline,
+        Pipeline.open(options.bundle, options.backend, threads=options.threads, rules=rules) as pipeline,
         closing(_Progress(len(site.images))) as progress,
     ):
         done = calibrate_site(
             pipeline, site, out, positive=options.positive, sensitivities=options.sensitivity, note=options.note,
-            force=options.force, step=progress.step,
+            coverage=options.coverage, force=options.force, step=progress.step,
         )  # fmt: skip
     for line in done.notes:
         print(f"magsd calibrate: {_printable(line)}", file=sys.stderr)

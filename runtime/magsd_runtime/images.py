@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .colour import coloured_share
 from .dicom.parsing import looks_like_dicom
 from .errors import ImageError
 from .limits import Meter, MeteredFile, check_passes, check_png, check_tiff, count_scans
@@ -85,8 +86,8 @@ class Radiograph:
     """One film: ``pixels`` uint8 (H, W), 0 black to 255 white, upright; ``source``: facts of the file.
 
     ``source`` is JSON-able: format, mode (Pillow's), width, height (of ``pixels``), bits_stored,
-    exif_orientation (1 to 8; 1 when absent; already applied), alpha, inverted, extension_mismatch. Of a DICOM file
-    also ``dicom``: see :func:`dicom.reading.read_dicom`.
+    exif_orientation (1 to 8; 1 when absent; already applied), alpha, inverted, extension_mismatch. Of a picture with
+    colours also ``colour``, its :func:`coloured_share`; of a DICOM file ``dicom``, of :func:`dicom.reading.read_dicom`.
     """
 
     pixels: NDArray[np.uint8]
@@ -319,6 +320,7 @@ def _to_grey(image: Any, sample_bits: int, name: str) -> tuple[NDArray[np.uint8]
     """Grey pixels uint8 (H, W) of a loaded image, and the facts about how they came about."""
     transparent = image.info.get("transparency")
     alpha: NDArray[np.uint8] | None = None
+    colour: dict[str, Any] = {}
     inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0
     if image.mode.startswith("I"):
         values = np.asarray(image)
@@ -344,11 +346,13 @@ def _to_grey(image: Any, sample_bits: int, name: str) -> tuple[NDArray[np.uint8]
             image = image.convert("LA")
         if image.mode in ("LA", "RGBA"):
             alpha = np.asarray(image.getchannel("A"))
+        if image.mode in ("RGB", "RGBA"):
+            colour = {"colour": coloured_share(image)}
         pixels = np.asarray(image.convert("L"))
     if sample_bits > 8 and pixels.max() < 64:
         # Pillow keeps the high byte of 16-bit colour; what is left of 14 bits or fewer is too coarse
         raise ImageError(f"{name}: is 16-bit colour that uses 14 bits or fewer: save it as 16-bit greyscale")
-    return _over_black(pixels, alpha), _facts(sample_bits, alpha is not None, inverted)
+    return _over_black(pixels, alpha), {**_facts(sample_bits, alpha is not None, inverted), **colour}
 
 
 def _facts(bits_stored: int, alpha: bool, inverted: bool) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from .acceptance import combined
 from .backends import CheckedBackend, open_backend
 from .bundle import Bundle, load_bundle
 from .calibration import probabilities
-from .dicom.rules import Rules
 from .dicom.rules import judge as judge_header
 from .errors import ImageError, MagsdError
-from .images import Radiograph, has_contrast, read_radiograph
+from .images import Radiograph, read_radiograph
 from .localization import findings, localization_map, square_heat, to_original
 from .prediction import Finding, Prediction, Reason
 from .preprocessing import frame, normalize, standardize
+from .site_rules import SiteRules
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,27 +46,33 @@ class Result:
 class Pipeline:
     """A bundle on a backend, ready for any number of files, one after the other."""
 
-    def __init__(self, bundle: Bundle, backend: CheckedBackend, *, rules: Rules | None = None) -> None:
-        """``rules``: what a DICOM header may say (default: ``Rules()``)."""
+    def __init__(self, bundle: Bundle, backend: CheckedBackend, *, rules: SiteRules | None = None) -> None:
+        """``rules``: what header and pixels of a film may be like (default: ``SiteRules()``)."""
         self.bundle = bundle
         self.backend = backend
-        self.rules = rules or Rules()
+        self.rules = rules or SiteRules()
         used = ("logits", "attention", "evidence", "embedding")  # an embedding that nobody uses may be anything
         self._must_be_finite = used if bundle.acceptance is not None else used[:3]
         self._facts: dict[str, Any] = {
             "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.model_sha256},
             "preprocessing_sha256": bundle.preprocessing.sha256(),
+            "rules_sha256": self.rules.sha256(),
             "backend": {"name": backend.name, "device": backend.device, "precision": backend.precision},
         }
 
     @classmethod
     def open(
-        cls, bundle_path: str | os.PathLike[str], backend: str = "auto", *, threads: int | None = None
+        cls,
+        bundle_path: str | os.PathLike[str],
+        backend: str = "auto",
+        *,
+        threads: int | None = None,
+        rules: SiteRules | None = None,
     ) -> Pipeline:
         """Check the bundle, every file of it, and open its network. Raises as ``load_bundle`` and
         ``open_backend`` do."""
         bundle = load_bundle(bundle_path)
-        return cls(bundle, open_backend(bundle, backend, threads=threads))
+        return cls(bundle, open_backend(bundle, backend, threads=threads), rules=rules)
 
     def close(self) -> None:
         self.backend.close()
@@ -81,8 +87,9 @@ class Pipeline:
         """Judge one file. Nothing is raised for any file: what is wrong becomes status and reasons.
 
         Codes: ``unreadable`` (error), ``no_contrast``, ``no_lungs`` (rejected), ``unlike_training`` (review,
-        further out rejected), those of ``dicom.rules`` (review or rejected), ``out_of_memory``, ``not_finite`` and
-        ``fault`` (error; a fault of magsd or of the machine, not of the image).
+        further out rejected), those of ``dicom.rules`` and ``pixel_rules`` (review or rejected; all as ``site_rules``
+        say), ``out_of_memory``, ``not_finite`` and ``fault`` (error; a fault of magsd or of the machine, not of the
+        image).
         """
         clock = _Clock()
         radiograph: Radiograph | None = None
@@ -104,20 +111,18 @@ class Pipeline:
 
     def _judge(self, path: str | os.PathLike[str], radiograph: Radiograph, clock: _Clock, with_heat: bool) -> Result:
         bundle, spec = self.bundle, self.bundle.preprocessing
-        judgement = judge_header(radiograph.source.get("dicom"), self.rules)
+        judgement = judge_header(radiograph.source.get("dicom"), self.rules.header)
         if judgement.status == "rejected":
             return self._not_judged(path, radiograph, clock, "rejected", *judgement.reasons)
         framing = frame(radiograph.pixels, spec)
         standardized = standardize(radiograph.pixels, spec, framing)
-        # Standardizing can even out what little contrast there was, or crop it away
-        if not has_contrast(radiograph) or standardized.min() == standardized.max():
-            reason = Reason("no_contrast", "the image has one grey value only: there is nothing to judge")
-            return self._not_judged(path, radiograph, clock, "rejected", reason)
-        if framing.lungs_found is False:
-            reason = Reason("no_lungs", "no lungs were found in the image: a frontal chest film is needed, upright")
-            return self._not_judged(path, radiograph, clock, "rejected", reason)
         image = normalize(standardized)
         clock.lap("preprocess")
+        of_pixels, explained = self.rules.judge_film(radiograph, framing, standardized)
+        judgement = combined(judgement, of_pixels)
+        clock.lap("rules")
+        if judgement.status == "rejected":
+            return self._not_judged(path, radiograph, clock, "rejected", *judgement.reasons)
 
         outputs = self.backend.run(image[np.newaxis])
         clock.lap("inference")
@@ -131,7 +136,7 @@ class Pipeline:
         if bundle.acceptance is not None:
             likeness = bundle.acceptance.judge(standardized, framing.lungs, outputs["embedding"][0])
             accepted = bundle.acceptance.record(likeness)
-            judgement = combined(judgement, likeness)
+            judgement = combined(judgement, self.rules.judge_likeness(likeness, explained=explained))
             clock.lap("acceptance")
             if judgement.status == "rejected":
                 return self._not_judged(path, radiograph, clock, "rejected", *judgement.reasons, acceptance=accepted)

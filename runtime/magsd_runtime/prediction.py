@@ -89,15 +89,29 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class PredictionSet:
+    """The classes that cannot be ruled out, the most probable first; perhaps all of them, or none.
+
+    Of films like those of the bundle's calibration the share ``coverage`` get a set that holds the right class.
+    """
+
+    coverage: float
+    classes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"coverage": self.coverage, "classes": list(self.classes)}
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What the model says about one file.
 
     ``label``, ``probability`` (of the label) and ``probabilities`` (class to probability, in the
     model's order, sum 1) are None when the status is ``rejected`` or ``error``; ``image`` is empty when
-    the file could not be read. ``decision`` is None too where the bundle has no operating points; it does
-    not change the label, which is the class of the largest probability. ``timings_ms``: decode, preprocess,
-    inference, acceptance, localize, total, those that took place, in milliseconds. ``files``: what was written for
-    this image, by kind. ``acceptance``: ``scores`` and ``thresholds`` of how much the image looks like the training
+    the file could not be read. ``decision`` and ``prediction_set`` are None too where the bundle has no operating
+    points, or no prediction sets; neither changes the label, which is the class of the largest probability.
+    ``timings_ms``: decode, preprocess, rules, inference, acceptance, localize, total, those that took place, in milliseconds. ``files``: what was written
+    for this image, by kind. ``acceptance``: ``scores`` and ``thresholds`` of how much the image looks like the training
     films (:mod:`magsd_runtime.acceptance`); None where the bundle has no statistics, or they were not reached.
     """
 
@@ -111,11 +125,13 @@ class Prediction:
     image: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     preprocessing_sha256: str = ""
+    rules_sha256: str = ""
     backend: Mapping[str, Any] = field(default_factory=dict)
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     decision: Decision | None = None
     acceptance: Mapping[str, Any] | None = None
+    prediction_set: PredictionSet | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(Status):
@@ -128,6 +144,8 @@ class Prediction:
             )
         if self.decision is not None and not judged:
             raise ValueError(f"status {self.status!r} allows no decision")
+        if self.prediction_set is not None and not judged:
+            raise ValueError(f"status {self.status!r} allows no prediction set")
 
     def to_dict(self) -> dict[str, Any]:
         """The record ``magsd.prediction/1``: only plain dicts, lists, strings, numbers, None."""
@@ -140,11 +158,13 @@ class Prediction:
             "probability": self.probability,
             "probabilities": None if self.probabilities is None else dict(self.probabilities),
             "decision": None if self.decision is None else self.decision.to_dict(),
+            "prediction_set": None if self.prediction_set is None else self.prediction_set.to_dict(),
             "acceptance": None if self.acceptance is None else dict(self.acceptance),
             "findings": [finding.to_dict() for finding in self.findings],
             "image": dict(self.image),
             "model": dict(self.model),
             "preprocessing_sha256": self.preprocessing_sha256,
+            "rules_sha256": self.rules_sha256,
             "backend": dict(self.backend),
             "timings_ms": dict(self.timings_ms),
             "files": dict(self.files),

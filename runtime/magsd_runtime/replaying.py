@@ -20,6 +20,7 @@ _CIRCUMSTANCES = (
     (("preprocessing_sha256",), "preprocessing"),
     (("calibration_sha256",), "calibration"),
     (("bundle_sha256",), "bundle.json"),
+    (("rules_sha256",), "rules"),
     (("backend", "name"), "backend"),
     (("backend", "device"), "device"),
     (("backend", "precision"), "precision"),
@@ -119,7 +120,12 @@ def replay(record: Mapping[str, Any], path: str | os.PathLike[str], pipeline: Pi
     prediction = pipeline.predict(path, with_heat=False).prediction
     digest, now = result_sha256(prediction), result_of(prediction)
     same = digest == record["result_sha256"]
-    facts = {**bundle_facts(pipeline.bundle), **machine_facts(pipeline, threads), "versions": versions(prediction)}
+    facts = {
+        **bundle_facts(pipeline.bundle),
+        "rules_sha256": pipeline.rules.sha256(),
+        **machine_facts(pipeline, threads),
+        "versions": versions(prediction),
+    }
     lines = () if same else tuple(compare_results(record["result"], now))
     if not same and not lines:
         lines = ("facts of the image (size, format, header) were read otherwise; the rest is the same",)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RESEARCH_USE, UsageError
+from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
 
 
@@ -28,6 +29,7 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="OUT", help="results, quarantine and status")
     parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
     parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
+    add_rules(parser)
     parser.add_argument("--no-overlay", action="store_true", help="no picture beside each prediction")
     parser.add_argument("--dicom-out", metavar="DIR", type=Path, help="write DICOM results of DICOM films here")
     parser.add_argument("--delete-done", action="store_true", help="delete an input when its result is on the disk")
@@ -44,13 +46,14 @@ def watch(argv: list[str]) -> int:
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     options = parser.parse_args(argv)
+    rules = chosen_rules(options)
     _check_folders(options.inbox, options.out, options.dicom_out)
     bundle = choose_bundle(options.bundle)
     with _stop_flag() as stop:
-        return _watch(options, bundle, stop)
+        return _watch(options, bundle, rules, stop)
 
 
-def _watch(options: Any, bundle: str, stop: Callable[[], bool]) -> int:
+def _watch(options: Any, bundle: str, rules: Any, stop: Callable[[], bool]) -> int:
     from .inbox import Inbox
     from .outbox import Outbox
     from .pipeline import Pipeline
@@ -70,7 +73,7 @@ def _watch(options: Any, bundle: str, stop: Callable[[], bool]) -> int:
         overlay=not options.no_overlay, delete_done=options.delete_done, keep_names=options.keep_names,
     )  # fmt: skip
     outbox = Outbox(options.out, dicom_out=options.dicom_out)
-    with Pipeline.open(bundle, options.backend, threads=options.threads) as pipeline:
+    with Pipeline.open(bundle, options.backend, threads=options.threads, rules=rules) as pipeline:
         if options.audit is not None:
             pipeline = _audited(pipeline, options)
         inbox = Inbox(options.inbox, settle=options.settle, clock=time.monotonic)

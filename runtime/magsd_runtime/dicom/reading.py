@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from ..colour import coloured_share
 from ..errors import ImageError
 from ..images import EXTENSIONS, MAX_PIXELS, MAX_SIDE, MIN_SIDE, Radiograph
 from . import codecs
@@ -55,7 +56,9 @@ def read_dicom(
     if transform is None:
         from PIL import Image
 
-        pixels = np.asarray(Image.fromarray(array).convert("L"))  # luma, as of any colour picture
+        picture = Image.fromarray(array)
+        pixels = np.asarray(picture.convert("L"))  # luma, as of any colour picture
+        colour = {"colour": coloured_share(picture)}
         window: dict[str, Any] = {"kind": "colour"}
         padded, modality = 0.0, None
     else:
@@ -63,6 +66,7 @@ def read_dicom(
         window, padded = _window_facts(transform, shown.kind, shown.low, shown.high), shown.padded
         modality = "lut" if isinstance(transform.modality, LookupTable) else "rescale"
         modality = None if transform.modality == Rescale() else modality
+        colour = {}
     source: dict[str, Any] = {
         "format": "DICOM",
         "mode": header.photometric,
@@ -71,6 +75,7 @@ def read_dicom(
         "bits_stored": header.bits_stored,
         "alpha": False,
         "inverted": transform is not None and transform.inverted,
+        **colour,
         "exif_orientation": 1,
         "extension_mismatch": Path(path).suffix.lower() in _FOREIGN_SUFFIXES,
         "dicom": {
