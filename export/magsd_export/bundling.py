@@ -40,6 +40,7 @@ from magsd_runtime.calibration_record import Calibration
 from magsd_runtime.errors import CheckpointError, DataError, UsageError, VerificationError
 from magsd_runtime.files import replacing, sha256_file, write_json, write_text
 from magsd_runtime.lungs import network_bytes
+from magsd_runtime.prediction_sets import COVERAGE
 from magsd_runtime.verification import VerificationReport, verify_bundle
 
 from .acceptance_statistics import acceptance_of_run
@@ -83,6 +84,7 @@ def build_bundle(
     calibration: str | os.PathLike[str] | None = None,
     positive: str | None = None,
     sensitivities: Sequence[float] = SENSITIVITIES,
+    coverage: float = COVERAGE,
     acceptance: bool = True,
     precision: str = "fp32",
     force: bool = False,
@@ -129,6 +131,7 @@ def build_bundle(
         calibration=None if calibration is None else Path(calibration),
         positive=positive,
         sensitivities=sensitivities,
+        coverage=coverage,
     )
     real = real_images(source, info, None if data is None else Path(data), images)
     name = name or f"{info.config.model}-{info.config.backbone}"

@@ -65,6 +65,10 @@ def export(argv: list[str]) -> int:
         help="an operating point for each, the first is the default one (default: 0.9,0.95)",
     )  # fmt: skip
     parser.add_argument(
+        "--coverage", type=float, default=0.9, metavar="C",
+        help="share of films whose set of possible classes shall hold the right one (default: 0.9)",
+    )  # fmt: skip
+    parser.add_argument(
         "--no-acceptance", action="store_true",
         help="leave out the statistics of the run's films, by which infer flags images that are unlike them",
     )  # fmt: skip
@@ -108,6 +112,7 @@ def export(argv: list[str]) -> int:
         calibration=options.calibration,
         positive=options.positive,
         sensitivities=options.sensitivity,
+        coverage=options.coverage,
         acceptance=not options.no_acceptance,
         precision=options.precision,
         force=options.force,

@@ -18,6 +18,7 @@ import numpy as np
 from magsd_runtime.calibrating import SENSITIVITIES, Cases, calibrate, check_wanted
 from magsd_runtime.calibration_record import Calibration
 from magsd_runtime.errors import CalibrationError, DataError, UsageError
+from magsd_runtime.prediction_sets import COVERAGE
 
 from .sources import Source, read_json
 
@@ -35,6 +36,7 @@ def held_out_calibration(
     calibration: Path | None,
     positive: str | None = None,
     sensitivities: Sequence[float] = SENSITIVITIES,
+    coverage: float = COVERAGE,
 ) -> tuple[Calibration, list[str]]:
     """The calibration, not yet bound to a model's hash, and what is to be said about it, a line each.
 
@@ -47,7 +49,7 @@ def held_out_calibration(
     UsageError, CalibrationError
         If the predictions are not held-out ones of this recipe and these data, or ``calibration`` is not enough.
     """
-    check_wanted(info.classes, positive, sensitivities)
+    check_wanted(info.classes, positive, sensitivities, coverage)
     folder = calibration or evaluation
     if folder is None:
         if positive is not None:
@@ -56,7 +58,9 @@ def held_out_calibration(
     what = f"--evaluation {folder}" if calibration is None else f"--calibration {folder}"
     try:
         cases, text = read_held_out(folder, info, source, what, own=calibration is None)
-        return calibrate(cases, model_sha256="", source=text, positive=positive, sensitivities=sensitivities)
+        return calibrate(
+            cases, model_sha256="", source=text, positive=positive, sensitivities=sensitivities, coverage=coverage
+        )
     except CalibrationError as error:
         if calibration is not None:
             raise CalibrationError(f"{what}: {error}") from error

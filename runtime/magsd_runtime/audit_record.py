@@ -37,7 +37,7 @@ _DICOM_LIBRARIES = {
 def result_of(prediction: Prediction) -> dict[str, Any]:
     """What was found, without names, times and facts of the file; reasons by their codes."""
     record = prediction.to_dict()
-    names = ("status", "label", "probability", "probabilities", "decision", "acceptance", "findings")
+    names = ("status", "label", "probability", "probabilities", "decision", "prediction_set", "acceptance", "findings")
     return {**{name: record[name] for name in names}, "reasons": [reason["code"] for reason in record["reasons"]]}
 
 

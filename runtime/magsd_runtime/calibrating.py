@@ -28,7 +28,9 @@ from .calibration import (
     temperature_interval,
 )
 from .calibration_record import Calibration, CaseFacts, OperatingPoint, Scores
+from .conformal import members, minimum_probabilities, patients_for
 from .errors import CalibrationError, UsageError
+from .prediction_sets import COVERAGE, MIN_COVERAGE, PredictionSets, SetScores
 
 MIN_PATIENTS = 20
 """Patients of each class from which on a temperature is fitted.
@@ -110,21 +112,24 @@ def calibrate(
     start: float = 1.0,
     positive: str | None = None,
     sensitivities: Sequence[float] = SENSITIVITIES,
+    coverage: float = COVERAGE,
 ) -> tuple[Calibration, list[str]]:
-    """Fit a temperature and choose operating points; also what is to be said about them, a line each.
+    """Fit a temperature, choose operating points and minimums of prediction sets; also what is to be said about
+    them, a line each.
 
     ``start`` is the temperature before, ``source`` says in words where the cases are from. Operating points are
     for class ``positive`` against the rest; the first of ``sensitivities`` that can be had is the default.
-    Without ``positive``, or with too few patients for them, the temperature is all there is, and a line says so.
+    Without ``positive``, or with too few patients for them, there are none, and a line says so. Likewise for the sets,
+    which hold the right class at the rate ``coverage``.
 
     Raises
     ------
     CalibrationError
         If there are too few cases, or no temperature is the best for them.
     UsageError
-        If ``positive`` is no class of the model, or a sensitivity is not between 0 and 1.
+        If ``positive`` is no class of the model, or a sensitivity or the coverage is out of range.
     """
-    check_wanted(cases.classes, positive, sensitivities)
+    check_wanted(cases.classes, positive, sensitivities, coverage)
     facts = cases.facts()
     require_enough(dict(facts.patients_per_class))
     fit = fit_temperature(cases.logits, cases.labels, start=start)
@@ -132,8 +137,9 @@ def calibrate(
         raise CalibrationError(f"no temperature can be fitted to these {facts.images} images: {_why_none(cases)}")
 
     calibrated = probabilities(cases.logits, fit.temperature)
-    honest, notes = _cross_validated(cases)
+    honest, scores, notes = _cross_validated(cases, coverage)
     points, why_not = _points(cases, calibrated, positive, sensitivities)
+    sets, why_no_sets = _sets(cases, calibrated, coverage, scores)
     calibration = Calibration(
         temperature=fit.temperature,
         fitted=True,
@@ -148,12 +154,15 @@ def calibrate(
         positive_class=positive if points else None,
         operating_points=points,
         default=points[0].name if points else None,
+        sets=sets,
     )
-    return calibration, notes + why_not
+    return calibration, notes + why_not + why_no_sets
 
 
-def check_wanted(classes: Sequence[str], positive: str | None, sensitivities: Sequence[float]) -> None:
-    """Refuse a positive class that the model has not, and sensitivities that are none.
+def check_wanted(
+    classes: Sequence[str], positive: str | None, sensitivities: Sequence[float], coverage: float = COVERAGE
+) -> None:
+    """Refuse a positive class that the model has not, and sensitivities or a coverage that are none.
 
     Raises
     ------
@@ -168,6 +177,8 @@ def check_wanted(classes: Sequence[str], positive: str | None, sensitivities: Se
             raise UsageError(f"--sensitivity is {target:g}: expected more than 0 and less than 1")
     if not sensitivities or len({point_name(target) for target in sensitivities}) < len(sensitivities):
         raise UsageError("--sensitivity names none, or one twice: expected for example 0.9,0.95")
+    if not MIN_COVERAGE <= coverage < 1:
+        raise UsageError(f"--coverage is {coverage:g}: expected {MIN_COVERAGE} or more and less than 1")
 
 
 def patients_needed(target: float) -> int:
@@ -200,20 +211,68 @@ def _points(
     return points, notes
 
 
-def _cross_validated(cases: Cases) -> tuple[float | None, list[str]]:
-    """Calibration error where each patient's images get the temperature of the other folds' patients."""
+def _sets(
+    cases: Cases, calibrated: NDArray[np.float64], coverage: float, scores: SetScores | None
+) -> tuple[PredictionSets | None, list[str]]:
+    found = minimum_probabilities(calibrated, cases.labels, cases.patients, coverage)
+    if found is None:
+        needed = patients_for(coverage)
+        few = [f"{name} has {count}" for name, count in cases.facts().patients_per_class.items() if count < needed]
+        return None, [
+            f"no prediction sets at coverage {coverage:g}: {needed} patients of every class are needed, "
+            f"and {', '.join(few)}"
+        ]
+    minimums = {name: float(value) for name, value in zip(cases.classes, found)}
+    notes = [] if scores else ["no cross-validated coverage of the prediction sets: too few patients for folds"]
+    return PredictionSets(coverage, minimums, scores), notes
+
+
+def _cross_validated(cases: Cases, coverage: float) -> tuple[float | None, SetScores | None, list[str]]:
+    """Calibration error where each patient's images get the temperature of the other folds' patients, and how the
+    prediction sets do likewise."""
     folds = np.array([_fold(patient) for patient in cases.patients])
     calibrated = np.empty(cases.logits.shape)
+    inside: NDArray[np.bool_] | None = np.empty(cases.logits.shape, bool)
     for fold in np.unique(folds):
         rest = folds != fold
         # a class that the rest lacks, or a rest that is all right, leaves that fold without a temperature
         if len(np.unique(cases.labels[rest])) < len(cases.classes):
-            return None, ["no cross-validated calibration error: too few patients for folds"]
+            return None, None, ["no cross-validated calibration error: too few patients for folds"]
         fit = fit_temperature(cases.logits[rest], cases.labels[rest])
         if fit.at_bound:
-            return None, ["no cross-validated calibration error: a fold's rest determines no temperature"]
+            return None, None, ["no cross-validated calibration error: a fold's rest determines no temperature"]
         calibrated[~rest] = probabilities(cases.logits[~rest], fit.temperature)
-    return reliability(labels=cases.labels, probabilities=calibrated)["ece"], []
+        minimums = minimum_probabilities(
+            probabilities(cases.logits[rest], fit.temperature),
+            cases.labels[rest],
+            [patient for patient, there in zip(cases.patients, rest) if there],
+            coverage,
+        )
+        inside = None if minimums is None or inside is None else inside
+        if minimums is not None and inside is not None:
+            inside[~rest] = members(calibrated[~rest], minimums)
+    scores = None if inside is None else set_scores(cases.classes, cases.labels, calibrated, inside)
+    return reliability(labels=cases.labels, probabilities=calibrated)["ece"], scores, []
+
+
+def set_scores(
+    classes: Sequence[str],
+    labels: NDArray[np.integer],
+    calibrated: NDArray[np.floating],
+    inside: NDArray[np.bool_],
+) -> SetScores:
+    """How sets (N, C) do on images with these class indices (N,), of all classes, and probabilities (N, C)."""
+    rows, predicted = np.arange(len(labels)), calibrated.argmax(axis=1)
+    right, covered = predicted == labels, inside[rows, labels]
+    alone = (inside.sum(axis=1) == 1) & inside[rows, predicted]
+    return SetScores(
+        images=len(labels),
+        coverage=float(covered.mean()),
+        coverage_per_class={name: float(covered[labels == at].mean()) for at, name in enumerate(classes)},
+        alone=float(alone.mean()),
+        accuracy_alone=float(right[alone].mean()) if alone.any() else None,
+        accuracy_others=float(right[~alone].mean()) if not alone.all() else None,
+    )
 
 
 def _fold(patient: str) -> int:

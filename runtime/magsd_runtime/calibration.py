@@ -174,6 +174,9 @@ def operating_points(
     would give [1, 1] where no case is missed, and few positives are what these intervals are for. They take the
     threshold as given; since it was chosen on the same cases, a new case is missed slightly more often.
 
+    ``threshold_ci95`` is what the interval of the sensitivity means for the threshold: the thresholds that reach its
+    two ends among these cases. Source: Woodruff 1952, JASA 47, intervals of quantiles in samples of clusters.
+
     Raises
     ------
     ValueError
@@ -192,9 +195,9 @@ def operating_points(
         if not 0 < target <= 1:
             raise ValueError(f"sensitivity is {target}: expected more than 0 and at most 1")
         total = len(descending)
-        found = next(number for number in range(1, total + 1) if number / total >= target)
-        threshold = float(descending[found - 1])
+        threshold = _reaching(descending, target)
         sensitivity = float((descending >= threshold).mean())
+        within = wilson_interval(sensitivity, effective_patients(of_positive))
         specificity = float((negative < threshold).mean())
         points.append(
             OperatingPoint(
@@ -202,16 +205,24 @@ def operating_points(
                 target=float(target),
                 threshold=threshold,
                 sensitivity=sensitivity,
-                sensitivity_ci95=wilson_interval(sensitivity, effective_patients(of_positive)),
+                sensitivity_ci95=within,
                 specificity=specificity,
                 specificity_ci95=wilson_interval(specificity, effective_patients(of_negative)),
                 positives=total,
                 negatives=len(negative),
                 positive_patients=len(set(of_positive)),
                 negative_patients=len(set(of_negative)),
+                threshold_ci95=(_reaching(descending, within[1]), _reaching(descending, within[0])),
             )
         )
     return tuple(points)
+
+
+def _reaching(descending: NDArray[np.float64], target: float) -> float:
+    """The highest of the values that at least the share ``target`` (0 to 1) of them reach."""
+    total = len(descending)
+    found = next(number for number in range(1, total + 1) if number / total >= target)
+    return float(descending[found - 1])
 
 
 def point_name(target: float) -> str:

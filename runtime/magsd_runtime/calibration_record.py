@@ -11,7 +11,8 @@ from typing import Any
 
 from .errors import ArtefactError
 from .fields import Unusable, count, field, fraction, interval, number, sha256
-from .prediction import Decision
+from .prediction import Decision, PredictionSet
+from .prediction_sets import PredictionSets
 
 RELIABILITY_BINS = 15
 
@@ -21,7 +22,8 @@ class OperatingPoint:
     """From ``threshold`` on, a calibrated probability of the positive class counts as positive.
 
     ``sensitivity`` and ``specificity`` are shares of the images that the threshold was chosen on, with 95 %
-    intervals; ``target`` is the sensitivity asked for.
+    intervals; ``target`` is the sensitivity asked for. ``threshold_ci95``: in which other cases would have put the
+    threshold, None in records older than that.
     """
 
     name: str
@@ -35,9 +37,10 @@ class OperatingPoint:
     negatives: int
     positive_patients: int
     negative_patients: int
+    threshold_ci95: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        values = {name: value for name, value in asdict(self).items() if name != "name"}
+        values = {name: value for name, value in asdict(self).items() if name != "name" and value is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -51,7 +54,10 @@ class OperatingPoint:
             key: count(value, key, where)
             for key in ("positives", "negatives", "positive_patients", "negative_patients")
         }
-        return cls(name, **rates, **intervals, **counts)  # type: ignore[arg-type]
+        within = None if value.get("threshold_ci95") is None else interval(value, "threshold_ci95", where)
+        if within is not None and not 0 <= within[0] <= rates["threshold"] <= within[1] <= 1:
+            raise Unusable(f"{where}threshold_ci95 is {within[0]:g} to {within[1]:g}, without the threshold in it")
+        return cls(name, **rates, **intervals, **counts, threshold_ci95=within)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Calibration:
 
     ``source`` says in words where it comes from. ``before`` and ``after`` are both scores on the cases of the fit;
     ``ece_cross_validated`` is that of cases whose patients did not take part in the fit, None where it could not
-    be had. ``default`` names the operating point that decides; without operating points nothing does.
+    be had. ``default`` names the operating point that decides; without operating points nothing does. ``sets``: None
+    where there are too few patients for them, or the record is older than they are.
     """
 
     temperature: float = 1.0
@@ -96,6 +103,7 @@ class Calibration:
     positive_class: str | None = None
     operating_points: tuple[OperatingPoint, ...] = ()
     default: str | None = None
+    sets: PredictionSets | None = None
 
     def point(self) -> OperatingPoint | None:
         """The default operating point."""
@@ -108,6 +116,10 @@ class Calibration:
             return None
         value = float(probabilities[self.positive_class])
         return Decision(self.positive_class, value, point.name, point.threshold, value >= point.threshold)
+
+    def set_of(self, probabilities: Mapping[str, float]) -> PredictionSet | None:
+        """The classes that cannot be ruled out, from calibrated probabilities by class."""
+        return None if self.sets is None else self.sets.of(probabilities)
 
     def to_dict(self) -> dict[str, Any]:
         """The field ``calibration`` of ``bundle.json``, as docs/bundle.md describes it."""
@@ -131,6 +143,7 @@ class Calibration:
             "ece_form": f"top label, {RELIABILITY_BINS} bins of equal width",
             "positive_class": self.positive_class,
             "default_operating_point": self.default,
+            **({} if self.sets is None else {"prediction_sets": self.sets.to_dict()}),
         }
 
     @classmethod
@@ -161,6 +174,8 @@ class Calibration:
         if not fitted:
             if points:
                 raise Unusable("calibration.operating_points are there without a fitted temperature")
+            if value.get("prediction_sets") is not None:
+                raise Unusable("calibration.prediction_sets are there without a fitted temperature")
             return cls(temperature, source=source)
         data = _case_facts(field(value, "data", dict, where), classes)
         before, after = (_scores(field(value, name, dict, where), f"{where}{name}.") for name in ("before", "after"))
@@ -169,7 +184,13 @@ class Calibration:
             None if value.get("temperature_ci95") is None else interval(value, "temperature_ci95", where),
             None if value.get("ece_cross_validated") is None else fraction(value, "ece_cross_validated", where),
             *_decision_fields(value, points, classes),
+            _sets(value, classes),
         )  # fmt: skip
+
+
+def _sets(holder: dict[str, Any], classes: Sequence[str]) -> PredictionSets | None:
+    value = holder.get("prediction_sets")
+    return None if value is None else PredictionSets.from_dict(value, classes)
 
 
 def _temperature(holder: Any, where: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .calibration_record import Calibration, OperatingPoint
+from .prediction_sets import PredictionSets
 
 CARD_HEADING = "## Calibration"
 
@@ -33,6 +34,10 @@ def format_calibration(calibration: Calibration) -> str:
         lines.append(f"{'':<16}{'threshold':>10}   {'sensitivity':<25}{'specificity'}")
         lines += [_point(point, point.name == calibration.default) for point in calibration.operating_points]
         lines.append("thresholds were chosen on these same cases: expect new ones to be missed slightly more often")
+        if (margin := _margin(calibration)) is not None:
+            lines.append(margin)
+    if calibration.sets is not None:
+        lines += ["", *_sets(calibration.sets)]
     return "\n".join(lines)
 
 
@@ -66,6 +71,11 @@ def calibration_section(calibration: Calibration) -> str:
                 f"| {_rate(point.specificity, point.specificity_ci95)} | {point.positives} / {point.negatives} |"
             )
         lines += ["", "Thresholds were chosen on these cases; on new ones slightly more will be missed."]
+        if (margin := _margin(calibration)) is not None:
+            lines += ["", f"A{_plain(margin)[1:]}."]
+    if calibration.sets is not None:
+        first, *rest = map(_plain, _sets(calibration.sets))
+        lines += ["", f"A{first[1:]}" + "".join(f"; {line}" for line in rest) + "."]
     return "\n".join(lines)
 
 
@@ -84,6 +94,41 @@ def _point(point: OperatingPoint, default: bool) -> str:
     specificity = _rate(point.specificity, point.specificity_ci95)
     mark = "default" if default else ""
     return f"{point.name:<16}{point.threshold:>10.4f}   {sensitivity:<25}{specificity:<25}{mark}".rstrip()
+
+
+def _margin(calibration: Calibration) -> str | None:
+    """Between which probabilities the default point's decision is flagged, in words."""
+    point = calibration.point()
+    if point is None or point.threshold_ci95 is None:
+        return None
+    low, high = point.threshold_ci95
+    name = calibration.positive_class
+    return f"a probability of {name} from {low:.4f} to {high:.4f} is near the default threshold: review"
+
+
+def _sets(sets: PredictionSets) -> list[str]:
+    """What the prediction sets are and how they did, in words; the first begins with an article."""
+    minimums = ", ".join(f"{name} {value:.4f}" for name, value in sets.minimum_probability.items())
+    rate = f"{100 * sets.coverage:g} %"
+    lines = [f"a class is possible, at {rate} coverage, where its probability is at least: {minimums}"]
+    if (scores := sets.cross_validated) is None:
+        return lines
+    each = ", ".join(f"{name} {100 * value:.1f} %" for name, value in scores.coverage_per_class.items())
+    lines.append(
+        f"cross-validated, each patient outside the fit: the right class was possible on {100 * scores.coverage:.1f} % "
+        f"of {scores.images} images ({each})"
+    )
+    if scores.accuracy_alone is not None:
+        lines.append(
+            f"no class but the label was possible on {100 * scores.alone:.1f} %, "
+            f"the label was right on {100 * scores.accuracy_alone:.1f} % of these"
+        )
+    if scores.accuracy_others is not None:
+        lines.append(
+            f"unsure, and so for review, were {100 - 100 * scores.alone:.1f} %, "
+            f"the label was right on {100 * scores.accuracy_others:.1f} % of these"
+        )
+    return lines
 
 
 def _rate(value: float, interval: tuple[float, float]) -> str:

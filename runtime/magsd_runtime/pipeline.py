@@ -26,6 +26,7 @@ from .localization import findings, localization_map, square_heat, to_original
 from .prediction import Finding, Prediction, Reason
 from .preprocessing import frame, normalize, standardize
 from .site_rules import SiteRules
+from .uncertainty import judge as judge_uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +88,9 @@ class Pipeline:
         """Judge one file. Nothing is raised for any file: what is wrong becomes status and reasons.
 
         Codes: ``unreadable`` (error), ``no_contrast``, ``no_lungs`` (rejected), ``unlike_training`` (review,
-        further out rejected), those of ``dicom.rules`` and ``pixel_rules`` (review or rejected; all as ``site_rules``
-        say), ``out_of_memory``, ``not_finite`` and ``fault`` (error; a fault of magsd or of the machine, not of the
-        image).
+        further out rejected), those of ``dicom.rules`` and ``pixel_rules`` (review or rejected), ``near_threshold``,
+        ``unsure`` (review; all as ``site_rules`` say), ``out_of_memory``, ``not_finite`` and ``fault`` (error; a fault
+        of magsd or of the machine, not of the image).
         """
         clock = _Clock()
         radiograph: Radiograph | None = None
@@ -153,6 +154,12 @@ class Pipeline:
         clock.lap("localize")
 
         by_class = {name: float(value) for name, value in zip(bundle.classes, probability)}
+        decision, possible = bundle.calibration.decide(by_class), bundle.calibration.set_of(by_class)
+        sure = judge_uncertainty(
+            bundle.calibration, self.rules.uncertainty, label=bundle.classes[best], decision=decision,
+            prediction_set=possible,
+        )  # fmt: skip
+        judgement = combined(judgement, sure)
         prediction = Prediction(
             path=_text(path),
             status=judgement.status,
@@ -161,7 +168,8 @@ class Pipeline:
             label=bundle.classes[best],
             probability=float(probability[best]),
             probabilities=by_class,
-            decision=bundle.calibration.decide(by_class),
+            decision=decision,
+            prediction_set=possible,
             findings=tuple(_rounded(finding) for finding in found),
             image=dict(radiograph.source),
             timings_ms=clock.finish(),

@@ -110,9 +110,10 @@ class Prediction:
     model's order, sum 1) are None when the status is ``rejected`` or ``error``; ``image`` is empty when
     the file could not be read. ``decision`` and ``prediction_set`` are None too where the bundle has no operating
     points, or no prediction sets; neither changes the label, which is the class of the largest probability.
-    ``timings_ms``: decode, preprocess, rules, inference, acceptance, localize, total, those that took place, in milliseconds. ``files``: what was written
-    for this image, by kind. ``acceptance``: ``scores`` and ``thresholds`` of how much the image looks like the training
-    films (:mod:`magsd_runtime.acceptance`); None where the bundle has no statistics, or they were not reached.
+    ``timings_ms``: decode, preprocess, rules, inference, acceptance, localize, total, those that took place, in
+    milliseconds. ``files``: what was written for this image, by kind. ``acceptance``: ``scores`` and ``thresholds`` of
+    how much the image looks like the training films (:mod:`magsd_runtime.acceptance`); None where the bundle has no
+    statistics, or they were not reached.
     """
 
     path: str

@@ -149,6 +149,8 @@ def compare_results(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
             )
     if then["decision"] != now["decision"]:
         yield from _decisions(then["decision"], now["decision"])
+    if then.get("prediction_set") != now.get("prediction_set"):  # a record older than they are has none
+        yield f"prediction set: {_short(then.get('prediction_set'))} then, {_short(now.get('prediction_set'))} now"
     yield from _findings(then["findings"], now["findings"])
     if then["acceptance"] != now["acceptance"]:
         yield f"acceptance: {_short(then['acceptance'])} then, {_short(now['acceptance'])} now"

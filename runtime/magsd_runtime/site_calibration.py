@@ -23,6 +23,8 @@ from .errors import RESEARCH_USE, CalibrationError, DataError, MagsdError
 from .manifest_csv import Line, digest, read_lines
 from .pipeline import Pipeline
 from .prediction import Prediction
+from .prediction_sets import COVERAGE
+from .uncertainty import CODES as UNCERTAIN
 
 FAULTS = ("fault", "out_of_memory", "not_finite")
 """Reasons that lie with magsd or the machine: what is left would be no fair choice of the cases."""
@@ -140,7 +142,8 @@ def judge_site(pipeline: Pipeline, site: Site, step: Callable[[], None] = lambda
             else:
                 kept.append(image)
                 logits.append(result.logits)
-                review += prediction.status == "review"
+                # how sure the old calibration was of it is no fault of the image
+                review += any(reason.code not in UNCERTAIN for reason in prediction.reasons)
         step()
     unknown = Counter(image.label for image in site.images if image.label not in classes)
     cases = Cases(
@@ -195,6 +198,7 @@ def calibrate_site(
     *,
     positive: str | None = None,
     sensitivities: Sequence[float] = SENSITIVITIES,
+    coverage: float = COVERAGE,
     note: str = "",
     force: bool = False,
     step: Callable[[], None] = lambda: None,
@@ -213,7 +217,7 @@ def calibrate_site(
     """
     bundle = pipeline.bundle
     positive = positive or bundle.calibration.positive_class
-    check_wanted(bundle.classes, positive, sensitivities)
+    check_wanted(bundle.classes, positive, sensitivities, coverage)
     check_site(bundle, site)
     if out is not None:
         check_out(out, force)
@@ -225,6 +229,7 @@ def calibrate_site(
         start=bundle.temperature,
         positive=positive,
         sensitivities=sensitivities,
+        coverage=coverage,
     )
     written = None if out is None else write_calibrated(bundle, calibration, out, force=force)
     return SiteCalibration(bundle, written, calibration, judged, (*_left_out(judged), *notes))

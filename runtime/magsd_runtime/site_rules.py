@@ -1,9 +1,10 @@
-"""All rules of acceptance that a site may set, in one file: header, pixels, and what the model's own checks may do.
+"""All rules that a site may set, in one file: header, pixels, what the model's own checks may do, unsure answers.
 
     {"schema": "magsd.rules/1",
      "header": {"minimum_age": 5, "severity": {"derived_image": "ok"}},
      "pixels": {"severity": {"tiny": "rejected"}, "limits": {"tiny_side": 300}},
-     "model":  {"unlike_training": "rejected", "no_lungs": "review"}}
+     "model":  {"unlike_training": "rejected", "no_lungs": "review"},
+     "uncertainty": {"near_threshold": "ok", "unsure": "review"}}
 
 Each part is optional; what is left out keeps its default. ``magsd infer --print-rules`` prints a whole file.
 """
@@ -29,6 +30,7 @@ from .images import Radiograph, has_contrast
 from .pixel_rules import PixelRules
 from .prediction import Reason
 from .preprocessing import Framing
+from .uncertainty import UncertaintyRules
 
 RULES_SCHEMA = "magsd.rules/1"
 MODEL_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -45,12 +47,13 @@ _NO_LUNGS = Reason("no_lungs", "no lungs were found in the image: a frontal ches
 @dataclass(frozen=True)
 class SiteRules:
     """``header``: rules on a DICOM header; ``pixels``: rules on pixels; ``unlike_training``, ``no_lungs``: one of
-    :data:`MODEL_CHOICES`."""
+    :data:`MODEL_CHOICES`; ``uncertainty``: whether answers that are not sure are for review."""
 
     header: Rules = field(default_factory=Rules)
     pixels: PixelRules = field(default_factory=PixelRules)
     unlike_training: str = "by_score"
     no_lungs: Severity = "rejected"
+    uncertainty: UncertaintyRules = field(default_factory=UncertaintyRules)
 
     @classmethod
     def from_dict(cls, record: Any) -> SiteRules:
@@ -65,8 +68,8 @@ class SiteRules:
             raise UsageError("rules: expected an object with schema, header, pixels and model")
         if record.get("schema") != RULES_SCHEMA:
             raise UsageError(f"rules: schema is {_short(record.get('schema'))}, expected {RULES_SCHEMA!r}")
-        if unknown := set(record) - {"schema", "header", "pixels", "model"}:
-            raise UsageError(f"rules: {_short(min(unknown))} is no part, expected header, pixels or model")
+        if unknown := set(record) - {"schema", "header", "pixels", "model", "uncertainty"}:
+            raise UsageError(f"rules: {_short(min(unknown))} is no part, expected header, pixels, model or uncertainty")
         model = record.get("model", {})
         if not isinstance(model, dict):
             raise UsageError("rules: model is no object of code and severity")
@@ -81,6 +84,7 @@ class SiteRules:
         return cls(
             header=Rules.from_dict(record.get("header", {})),
             pixels=PixelRules.from_dict(record.get("pixels", {})),
+            uncertainty=UncertaintyRules.from_dict(record.get("uncertainty", {})),
             **model,
         )
 
@@ -91,6 +95,7 @@ class SiteRules:
             "header": {"minimum_age": self.header.minimum_age, "severity": dict(self.header.severity)},
             "pixels": self.pixels.to_dict(),
             "model": {name: getattr(self, name) for name in MODEL_CHOICES},
+            "uncertainty": self.uncertainty.to_dict(),
         }
 
     def sha256(self) -> str:
