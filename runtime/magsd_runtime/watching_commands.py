@@ -42,7 +42,10 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--poll", type=_seconds, default=0.5, metavar="S", help="seconds between looks (default: 0.5)")
     parser.add_argument("--queue", type=_positive, default=100, metavar="N", help="files taken at once (default: 100)")
     parser.add_argument(
-        "--backend", choices=("auto", "cpu", "cuda"), default="auto", help="auto (default) takes the fastest here"
+        "--backend",
+        choices=("auto", "cpu", "cuda", "tensorrt"),
+        default="auto",
+        help="auto (default) takes the fastest here",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     options = parser.parse_args(argv)
