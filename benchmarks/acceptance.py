@@ -27,11 +27,18 @@ from magsd.data import Record
 from magsd_runtime.errors import RESEARCH_USE, ImageError, MagsdError, UsageError
 from magsd_runtime.images import read_radiograph
 from magsd_runtime.pipeline import Pipeline
+from magsd_runtime.pixel_rules import DEFAULT_SEVERITIES, PixelRules
 from magsd_runtime.prediction import Prediction
+from magsd_runtime.site_rules import SiteRules
+from magsd_runtime.uncertainty import UncertaintyRules
 from non_films import CHANGES, Pixels, mirrored, non_films
 from timing import describe, machine, save
 
 STATUSES = ("ok", "review", "rejected", "error")
+STATISTICS_ALONE = SiteRules(
+    pixels=PixelRules(severity=dict.fromkeys(DEFAULT_SEVERITIES, "ok")), uncertainty=UncertaintyRules("ok", "ok")
+)
+"""benchmarks/pixel_rules.py measures what the rules on pixels add."""
 
 
 class Judge:
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         records = plain_manifest(arguments.data, arguments.limit).records
-        with Pipeline.open(arguments.bundle, "cpu", threads=arguments.threads) as pipeline:
+        with Pipeline.open(arguments.bundle, "cpu", threads=arguments.threads, rules=STATISTICS_ALONE) as pipeline:
             if pipeline.bundle.acceptance is None:
                 raise UsageError(f"{arguments.bundle}: has no acceptance statistics (magsd export makes them)")
             cv2.setNumThreads(arguments.threads)

@@ -35,11 +35,14 @@ from magsd_runtime.pixel_rules import DEFAULT_SEVERITIES, PixelRules
 from magsd_runtime.preprocessing import PreprocessingSpec, frame
 from magsd_runtime.shipped import choose_bundle
 from magsd_runtime.site_rules import SiteRules
+from magsd_runtime.uncertainty import UncertaintyRules
 from non_films import CHANGES, PHOTOGRAPHS, mirrored, non_films
 from timing import describe, machine, save
 
 Pixels = NDArray[np.uint8]
-OFF = SiteRules(pixels=PixelRules(severity=dict.fromkeys(DEFAULT_SEVERITIES, "ok")))
+SURE = UncertaintyRules("ok", "ok")  # an unsure answer is no fault of the film
+ON = SiteRules(uncertainty=SURE)
+OFF = SiteRules(pixels=PixelRules(severity=dict.fromkeys(DEFAULT_SEVERITIES, "ok")), uncertainty=SURE)
 
 
 def levels(film: Pixels, spread: float) -> Pixels:
@@ -240,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         rows = read_rows(options.data)
-        with Pipeline.open(choose_bundle(options.bundle), "cpu", threads=1) as pipeline:
+        with Pipeline.open(choose_bundle(options.bundle), "cpu", threads=1, rules=ON) as pipeline:
             spec = pipeline.bundle.preprocessing
             groups = false_alarms(rows, spec)
             chosen = spread(rows, options.changed)

@@ -118,8 +118,8 @@ def facts_of(**changed: object) -> PixelFacts:
         ("cropped", "aspect", 2.0, 2.01),
         ("cropped", "lung_fields", 2, 1),
         ("cropped", "lung_fields", None, 1),
-        ("cropped", "at_side", 0.5, 0.51),
-        ("cropped", "at_end", 0.4, 0.41),
+        ("cropped", "at_side", 0.62, 0.63),
+        ("cropped", "at_end", 0.46, 0.47),
         ("saturated", "clipped", 0.2, 0.21),
     ],
 )
@@ -157,6 +157,18 @@ def test_each_way_to_lie_has_its_name(way: int, expected: list[str]) -> None:
     assert named(14.0, 10.1) == []  # hardly better than upright
     with_tag = ["polarity_contradicts_tag" if code == "inverted" else code for code in expected]
     assert named(14.0, 5.0, tagged=True) == with_tag
+
+
+def test_lung_fields_are_not_counted_on_a_film_that_lies_wrongly() -> None:
+    wrong = layout(2, 14.0, 5.0)
+    assert [r.code for r in judge(facts_of(layout=wrong, lung_fields=1)).reasons] == ["upside_down"]
+    off = PixelRules({**DEFAULT_SEVERITIES, "upside_down": "ok"})
+    assert [r.code for r in judge(facts_of(layout=wrong, lung_fields=1), off).reasons] == ["cropped"]
+    # half a chest may look like a whole one that lies otherwise: twice the margin is asked for
+    far = layout(2, 14.0, 6.1)
+    assert [r.code for r in judge(facts_of(layout=far)).reasons] == ["upside_down"]
+    assert [r.code for r in judge(facts_of(layout=far, aspect=0.5)).reasons] == ["cropped"]
+    assert [r.code for r in judge(facts_of(layout=wrong, aspect=0.5)).reasons] == ["cropped", "upside_down"]
 
 
 def test_a_drawn_film_that_is_turned_or_inverted_is_named() -> None:

@@ -72,7 +72,7 @@ class PixelLimits:
     ``lungs_at_side``, ``lungs_at_end``: share of the left or right, and of the upper or lower border of the film that
     is lung. ``colour_share``: share of coloured pixels. ``saturated_share``: share of the part that is judged within 2
     levels of black or white. ``layout_score``: score of the best way to lay the film; ``layout_margin``: by how much
-    it exceeds the upright one.
+    it exceeds the upright one, twice that on a film of another aspect.
     """
 
     blank_spread: float = 10.0
@@ -80,8 +80,8 @@ class PixelLimits:
     tiny_side: float = 120.0
     aspect_low: float = 0.72
     aspect_high: float = 2.0
-    lungs_at_side: float = 0.5
-    lungs_at_end: float = 0.4
+    lungs_at_side: float = 0.62
+    lungs_at_end: float = 0.46
     colour_share: float = 0.1
     saturated_share: float = 0.2
     layout_score: float = 10.0
@@ -181,7 +181,8 @@ def measure(radiograph: Radiograph, framing: Framing) -> PixelFacts:
 def judge(facts: PixelFacts, rules: PixelRules | None = None) -> Judgement:
     """Judge a film by its facts; the reasons in the order of :data:`DEFAULT_SEVERITIES`, none of a code that is ok.
 
-    A film that is blank has no other reason: nothing more can be said of it.
+    A film that is blank has no other reason: nothing more can be said of it. Nor are lung fields counted on a film
+    that lies wrongly: their network knows them upright.
     """
     rules = rules or PixelRules()
     found = [
@@ -192,6 +193,8 @@ def judge(facts: PixelFacts, rules: PixelRules | None = None) -> Judgement:
     ]
     if found and found[0].code == "blank":
         found = found[:1]
+    elif any(reason.code in LAYOUT_CODES for reason in found) and _usual_aspect(facts, rules.limits):
+        found = [reason for reason in found if reason.code != "cropped"]
     return Judgement(worst(rules.severity[reason.code] for reason in found), {}, tuple(found))
 
 
@@ -271,7 +274,7 @@ def _colour(facts: PixelFacts, limits: PixelLimits) -> Found:
 
 
 def _cropped(facts: PixelFacts, limits: PixelLimits) -> Found:
-    if not limits.aspect_low <= facts.aspect <= limits.aspect_high:
+    if not _usual_aspect(facts, limits):
         yield "cropped", f"the image is {facts.aspect:.2f} times as wide as high: is a part of the chest missing?"
     elif facts.lung_fields == 1:
         yield "cropped", "only one lung field was found: is one side of the chest missing, or one lung all white?"
@@ -287,11 +290,17 @@ def _greys(facts: PixelFacts, limits: PixelLimits) -> Found:
         yield "saturated", f"{share} of the chest is plain black or white: detail may be lost, check the window"
 
 
+def _usual_aspect(facts: PixelFacts, limits: PixelLimits) -> bool:
+    return limits.aspect_low <= facts.aspect <= limits.aspect_high
+
+
 def _layout(facts: PixelFacts, limits: PixelLimits) -> Found:
     best = max(range(16), key=lambda way: facts.layout[way])
     # Mirrored or not: of each way the better of both, and the same for upright
     upright = max(facts.layout[0], facts.layout[6])
-    if facts.layout[best] < limits.layout_score or facts.layout[best] - upright < limits.layout_margin:
+    # A part of a chest may look like a whole one that lies otherwise, though not by as much
+    margin = limits.layout_margin if _usual_aspect(facts, limits) else 2 * limits.layout_margin
+    if facts.layout[best] < limits.layout_score or facts.layout[best] - upright < margin:
         return
     if best >= 8:
         if facts.tagged:
@@ -300,12 +309,15 @@ def _layout(facts: PixelFacts, limits: PixelLimits) -> Found:
                 "it looks like a negative, with dark bone, although the header says which end of the greys is black",
             )
         else:
-            yield "inverted", "if it is a chest film, it is a negative, with bright lungs and dark bone: invert it"
+            yield (
+                "inverted",
+                "if it is a whole chest film, it is a negative, with bright lungs and dark bone: invert it",
+            )
     quarters = best % 4
     if quarters % 2:
-        yield "turned", "if it is a chest film, it is turned by 90 degrees: turn it upright"
+        yield "turned", "if it is a whole chest film, it is turned by 90 degrees: turn it upright"
     elif best % 8 in (2, 4):  # half a turn, or mirrored upside down
-        yield "upside_down", "if it is a chest film, it is upside down: turn it upright"
+        yield "upside_down", "if it is a whole chest film, it is upside down: turn it upright"
 
 
 _CHECKS: tuple[Callable[[PixelFacts, PixelLimits], Found], ...] = (
