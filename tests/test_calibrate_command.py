@@ -388,3 +388,23 @@ def test_a_kill_leaves_the_old_bundle_and_the_next_try_works(bundle: Path, site:
     assert main(arguments) == 0
     assert time.monotonic() - started < 60
     assert load_bundle(bundle).calibration.fitted
+
+
+def test_the_coverage_of_a_site(bundle: Path, site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["calibrate", str(bundle), "--data", str(site), "--out", str(tmp_path / "new"), "--json"]
+    assert main([*arguments, "--coverage", "0.8"]) == 0
+    sets = json.loads(capsys.readouterr().out)["calibration"]["prediction_sets"]
+    assert sets["coverage"] == 0.8
+    assert set(sets["minimum_probability"]) == set(tiny_bundle.CLASSES)
+    found = load_bundle(tmp_path / "new").calibration.sets
+    assert found is not None
+    assert found.to_dict() == sets
+    # what the old calibration was unsure of takes part, and is no flag of the image
+    again = ["calibrate", str(tmp_path / "new"), "--data", str(site), "--dry-run", "--json"]
+    assert main([*again, "--coverage", "0.95"]) == 0
+    assert json.loads(capsys.readouterr().out)["review"] == 0
+    for wrong in ("1", "0.4", "nan"):
+        assert main([*again, "--coverage", wrong]) == 2
+        assert capsys.readouterr().err.startswith(f"magsd calibrate: --coverage is {float(wrong):g}: expected 0.5")
+    assert main([*again, "--coverage", "0.999"]) == 0
+    assert "no prediction sets at coverage 0.999: 999 patients of every class" in capsys.readouterr().err

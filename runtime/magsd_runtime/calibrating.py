@@ -230,7 +230,7 @@ def _sets(
 def _cross_validated(cases: Cases, coverage: float) -> tuple[float | None, SetScores | None, list[str]]:
     """Calibration error where each patient's images get the temperature of the other folds' patients, and how the
     prediction sets do likewise."""
-    folds = np.array([_fold(patient) for patient in cases.patients])
+    folds = np.array([fold_of(patient) for patient in cases.patients])
     calibrated = np.empty(cases.logits.shape)
     inside: NDArray[np.bool_] | None = np.empty(cases.logits.shape, bool)
     for fold in np.unique(folds):
@@ -275,7 +275,7 @@ def set_scores(
     )
 
 
-def _fold(patient: str) -> int:
+def fold_of(patient: str) -> int:
     """Fold 0 to 4 by a hash of the name: it does not depend on who else is among the cases."""
     digest = hashlib.sha256(b"calibration fold\0" + patient.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") % FOLDS

@@ -331,6 +331,7 @@ class _Table:
         backend, bundle = pipeline.backend, pipeline.bundle
         self._model = f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"
         self._point, self._positive = bundle.calibration.point(), bundle.calibration.positive_class
+        self._sets = bundle.calibration.sets
 
     def header(self) -> str:
         columns = self._row("file", "label", "probability", self._positive or "", "findings", "status")
@@ -341,6 +342,9 @@ class _Table:
                 f"positive: {self._positive} {self._point.threshold:.3f} or more, which found "
                 f"{100 * self._point.sensitivity:.0f} % of it among the cases of the calibration ({self._point.name})",
             )
+        if self._sets is not None:
+            rate = f"{100 * self._sets.coverage:g} %"
+            lines.insert(-2, f"not sure: names all classes that are possible at {rate} coverage (docs/calibration.md)")
         return "\n".join(lines)
 
     def __call__(self, prediction: Prediction) -> str:

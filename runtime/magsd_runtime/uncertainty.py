@@ -60,8 +60,8 @@ def judge(
 ) -> Judgement:
     """Whether an answer is sure enough to stand alone: ok or review, with a reason for each code."""
     found = (
-        _near(calibration, decision) if rules.near_threshold == "review" else None,
         _unsure(label, prediction_set) if rules.unsure == "review" else None,
+        _near(calibration, decision) if rules.near_threshold == "review" else None,
     )
     reasons = tuple(reason for reason in found if reason is not None)
     return Judgement("review" if reasons else "ok", {}, reasons)
@@ -78,8 +78,8 @@ def _near(calibration: Calibration, decision: Decision | None) -> Reason | None:
     answer = "positive" if decision.positive else "negative"
     return Reason(
         "near_threshold",
-        f"{answer} for {decision.positive_class} by a narrow margin: probability {decision.probability:.3f}, threshold "
-        f"{decision.threshold:.3f}, and the threshold itself is only known to lie between {low:.3f} and {high:.3f}",
+        f"close call: {answer} for {decision.positive_class} with probability {decision.probability:.3f}, and the "
+        f"threshold, {decision.threshold:.3f}, may as well be anywhere from {low:.3f} to {high:.3f}",
     )
 
 
@@ -92,7 +92,7 @@ def _unsure(label: str, prediction_set: PredictionSet | None) -> Reason | None:
     elif len(classes) == 1:
         text = f"not sure: {label} is less probable than in {rate} of the films that have it, {classes[0]} is not"
     else:
-        text = f"not sure: {_or(classes)} (of films like those of the calibration, {rate} are one of those named)"
+        text = f"not sure: {_or(classes)} (such a set is right for {rate} of films like the calibration's)"
     return Reason("unsure", text)
 
 
