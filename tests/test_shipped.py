@@ -40,6 +40,14 @@ def test_its_probabilities_are_calibrated_on_held_out_folds() -> None:
     assert calibration.ece_cross_validated <= 0.05
     assert calibration.positive_class == "covid19"
     assert [point.target for point in calibration.operating_points] == [0.9, 0.95]
+    assert all(point.threshold_ci95 is not None for point in calibration.operating_points)
+    assert calibration.sets is not None
+    assert calibration.sets.coverage == 0.9
+    scores = calibration.sets.cross_validated
+    assert scores is not None
+    assert all(abs(value - 0.9) < 0.02 for value in (scores.coverage, *scores.coverage_per_class.values()))
+    assert scores.accuracy_alone is not None
+    assert scores.accuracy_alone > 0.85  # what is not for review; of all films it is 0.74
 
 
 def test_it_proves_itself(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
