@@ -25,6 +25,7 @@ from magsd_export.held_out import held_out_calibration, read_held_out
 from magsd_export.sources import Source, find_checkpoint
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.calibration import fit_temperature, probabilities
+from magsd_runtime.conformal import minimum_probabilities
 from magsd_runtime.errors import CalibrationError, UsageError
 from magsd_runtime.images import read_radiograph
 from magsd_runtime.preprocessing import preprocess
@@ -131,7 +132,7 @@ def test_export_fits_the_held_out_predictions(
 ) -> None:
     out = tmp_path / "bundle"
     arguments = ["export", str(run), "--fold", "1", "--out", str(out), "--images", "2", "--evaluation", str(report)]
-    assert main([*arguments, "--positive", "blob"]) == 0
+    assert main([*arguments, "--positive", "blob", "--coverage", "0.8"]) == 0
     text = capfd.readouterr().out
     rows = read(report)
     logits = np.array([[float(row["logit_blob"]), float(row["logit_plain"])] for row in rows])
@@ -149,6 +150,13 @@ def test_export_fits_the_held_out_predictions(
     assert [point.name for point in calibration.operating_points] == ["sensitivity_90", "sensitivity_95"]
     assert f"{calibration.temperature:.3f}" in text
     assert "positive for blob where its probability" in text
+    expected = minimum_probabilities(
+        probabilities(logits, calibration.temperature), labels, [row["patient"] for row in rows], 0.8
+    )
+    assert expected is not None
+    assert calibration.sets is not None
+    assert (calibration.sets.coverage, list(calibration.sets.minimum_probability.values())) == (0.8, list(expected))
+    assert "a class is possible, at 80 % coverage" in text
     card = (out / "MODEL_CARD.md").read_text()
     assert f"Temperature {calibration.temperature:.3f}, fitted on 80 images of 80 patients: held-out" in card
     assert card.count("## Calibration") == 1
