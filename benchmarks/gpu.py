@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from magsd.config import TrainingConfig, resolve
-from magsd.models import MANet, build_model
+from magsd.models import build_model
 from magsd.step import draw_generator, training_step
 from timing import describe, machine
 
@@ -67,7 +67,7 @@ class Stepper:
     def __init__(self, batch: int, **settings: Any) -> None:
         self.config: TrainingConfig = resolve({"weights": "none", **settings})
         self.device = torch.device("cuda", 0)
-        self.model: MANet = build_model(self.config, num_classes=3).to(self.device)
+        self.model = build_model(self.config, num_classes=3).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9)

@@ -20,9 +20,12 @@ from typing import Any, Literal
 
 from magsd_runtime.errors import UsageError, require
 from magsd_runtime.files import write_text
-from magsd_runtime.preprocessing import PreprocessingSpec
+from magsd_runtime.preprocessing import INCEPTION_SIZE, PreprocessingSpec
 
 ATTENTION_AUGMENTATIONS = ("mixup", "patching", "dimming")
+
+# No attention, hence nothing to guide an augmentation or to hold against it.
+_PLAIN: dict[str, Any] = {"pooling": "gap", "attention_augmentation": (), "loss": "cross-entropy"}
 
 # A named model is a set of choices; what the user says beside it wins.
 MODELS: dict[str, dict[str, Any]] = {
@@ -30,8 +33,28 @@ MODELS: dict[str, dict[str, Any]] = {
     # Table 3, "OAUG": the same network without attention-guided augmentation
     "magsd-oaug": {"attention_augmentation": (), "loss": "cross-entropy"},
     # the bare backbone: global average pooling, linear classifier, cross entropy
-    "plain": {"pooling": "gap", "attention_augmentation": (), "loss": "cross-entropy"},
+    "plain": _PLAIN,
+    # the other networks of Table 3: magsd.models, docs/models.md
+    "vgg16": {**_PLAIN, "backbone": "vgg16"},
+    "resnet18": {**_PLAIN, "backbone": "resnet18"},
+    "resnet50": {**_PLAIN, "backbone": "resnet50"},
+    "inception-v3": {**_PLAIN, "backbone": "inception_v3", "size": INCEPTION_SIZE},
+    "narin-resnet50": {**_PLAIN, "backbone": "resnet50"},
+    "narin-inception-v3": {**_PLAIN, "backbone": "inception_v3", "size": INCEPTION_SIZE},
+    "covid-net": {**_PLAIN, "backbone": "pepx", "weights": "none"},
+    "bcnn": {**_PLAIN, "backbone": "vgg16"},
+    "bcnn-attention": {"backbone": "vgg16", "attention_augmentation": (), "loss": "cross-entropy"},
+    "fpn": _PLAIN,
+    "unet": _PLAIN,
 }
+
+MA_NETS = ("magsd", "magsd-oaug", "plain")
+"""The models that are MA-Net."""
+
+FIXED_BACKBONE = (
+    "vgg16", "resnet18", "resnet50", "inception-v3", "narin-resnet50", "narin-inception-v3", "covid-net",
+)  # fmt: skip
+"""The models that are one network; the others take any backbone."""
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
@@ -47,14 +70,19 @@ class TrainingConfig:
 
     data: str = option("", "manifest CSV, or a folder with one subfolder a class", metavar="M.csv")
     # network
-    model: str = option("magsd", f"{', '.join(MODELS)}: a named set of the choices below", choices=tuple(MODELS))
+    model: str = option(
+        "magsd", f"{', '.join(MODELS)}: a network of Table 3, or a named set of the choices below",
+        choices=tuple(MODELS),
+    )  # fmt: skip
     backbone: str = option("resnet50", "any timm backbone with features at strides 8, 16 and 32")
     weights: str = option("imagenet", "imagenet, none, or a file", metavar="imagenet|none|FILE")
     attention_scales: int = option(2, "feature maps that attention comes from: 1, 2 or 3 (Table 5)")
     num_attention_maps: int = option(32, "attention maps M (section 3.2.2)")
     pooling: Literal["attention", "gap", "gmp"] = option("attention", "pooling before the classifier (Table 6)")
     # input
-    size: int = option(224, "side of the network's input in pixels, a multiple of 32")
+    size: int = option(
+        224, f"side of the network's input in pixels, a multiple of 32; inception-v3: {INCEPTION_SIZE} by default"
+    )
     fit: Literal["stretch", "letterbox", "crop"] = option("stretch", "how a film becomes a square")
     clahe_clip: float = option(4.0, "CLAHE clip limit; 0 switches CLAHE off (Table 4)")
     clahe_grid: int = option(4, "CLAHE tiles along each axis")
@@ -188,6 +216,7 @@ class TrainingConfig:
                 "add --attention-augmentation none --loss cross-entropy"
             )
         self.preprocessing()
+        _check_network(self)
 
     def preprocessing(self) -> PreprocessingSpec:
         """The preprocessing contract of this run.
@@ -208,6 +237,9 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, tuples as lists: what is saved."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
 
 
 def resolve(values: Mapping[str, Any]) -> TrainingConfig:
@@ -236,10 +268,15 @@ def overridden(file: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, A
     would otherwise turn ``--model plain`` into MAG-SD under the name of plain.
     """
     kept = dict(file)
-    if "model" in typed and typed["model"] != file.get("model", "magsd"):
-        for settings in MODELS.values():
-            for name in settings:
+    before = file.get("model", "magsd")
+    if "model" in typed and typed["model"] != before:
+        for name in {name for settings in MODELS.values() for name in settings}:
+            # a size, a backbone or weights may be the user's own, for whatever model
+            set_by_model = {**_DEFAULTS, **MODELS.get(str(before), {})}[name]
+            if name not in ("backbone", "size", "weights") or file.get(name) == set_by_model:
                 kept.pop(name, None)
+        if typed["model"] in FIXED_BACKBONE:
+            kept.pop("backbone", None)
     return {**kept, **typed}
 
 
@@ -280,6 +317,31 @@ def write_config(config: TrainingConfig, path: Path) -> None:
 
 def _wrong(config: TrainingConfig, name: str, expected: str) -> UsageError:
     return UsageError(f"--{name.replace('_', '-')} is {getattr(config, name)!r}: expected {expected}")
+
+
+def _check_network(config: TrainingConfig) -> None:
+    """What the named network, where it is another than MA-Net, can be asked for."""
+    name, settings = config.model, MODELS.get(config.model, {})
+    if name in FIXED_BACKBONE and config.backbone != settings["backbone"]:
+        raise UsageError(
+            f"--model {name} is one network, and --backbone is {config.backbone!r}: leave --backbone out, "
+            f"or use --model plain with it"
+        )
+    pooling = settings.get("pooling", "attention")
+    if name not in MA_NETS and config.pooling != pooling:
+        raise UsageError(f"--model {name} pools in its own way, and --pooling is {config.pooling!r}: leave it out")
+    if name == "covid-net":
+        if config.weights != "none":
+            raise UsageError("--model covid-net has no pretrained weights to load: leave --weights out")
+        if config.backbone_rate != 1:
+            raise UsageError("--model covid-net has no pretrained backbone: leave --backbone-rate out")
+        if config.size != 224:
+            raise _wrong(config, "size", "224, which the fully connected layers of covid-net need")
+    elif config.backbone.startswith("inception_v3") and name in FIXED_BACKBONE:
+        if config.size < 128:
+            raise _wrong(config, "size", f"128 or more for --model {name}, whose last map is one pixel below")
+    elif config.size % 32:
+        raise _wrong(config, "size", f"a multiple of 32 for --model {name} ({INCEPTION_SIZE} is for inception-v3)")
 
 
 def _check_literals(config: TrainingConfig) -> None:

@@ -21,6 +21,7 @@ from magsd_runtime.calibration import reliability
 from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.localization import IN_LUNGS
 
+from .config import MA_NETS
 from .confounds import source_confound
 from .data import Manifest, read_manifest
 from .evaluation_output import check_out, write_evaluation
@@ -323,7 +324,10 @@ def _model_notes(target: Run | Bundle, scores: dict[str, Any]) -> list[dict[str,
                 "warning",
                 f"The run pools by {target.config.pooling}, which trains no attention: its maps are "
                 "random, and its "
-                "evidence map is their mean.",
+                "evidence map is their mean."
+                if target.config.model in MA_NETS
+                else f"{target.config.model} has no attention: its map is the mean of its last features, the same "
+                "for every class.",
             )
         )
     return notes

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from magsd.checkpoint import CheckpointInfo, load_model
-from magsd.config import unfinished
+from magsd.config import MA_NETS, unfinished
 from magsd_runtime._version import __version__
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import (
@@ -285,11 +285,13 @@ def _describe(
 
 
 def _architecture(model: nn.Module, info: CheckpointInfo) -> dict[str, Any]:
+    ma_net = info.config.model in MA_NETS
+    attends = ma_net or info.config.pooling == "attention"
     return {
-        "network": "MA-Net",
+        "network": "MA-Net" if ma_net else info.config.model,
         "backbone": info.config.backbone,
-        "attention_scales": info.config.attention_scales,
-        "num_attention_maps": info.config.num_attention_maps,
+        "attention_scales": info.config.attention_scales if attends else 0,
+        "num_attention_maps": info.config.num_attention_maps if attends else 0,
         "pooling": info.config.pooling,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

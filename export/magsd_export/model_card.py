@@ -51,15 +51,18 @@ def _what_it_is(manifest: dict[str, Any]) -> str:
     architecture, training = manifest["model"]["architecture"], manifest["training"]
     settings = training["settings"]
     augmentation = ", ".join(settings["attention_augmentation"]) or "none"
+    kind = "A MAG-SD network" if architecture["network"] == "MA-Net" else "A network"
     return "\n".join(
         [
-            f"A MAG-SD network ({architecture['network']} on {architecture['backbone']}, "
+            f"{kind} ({architecture['network']} on {architecture['backbone']}, "
             f"{architecture['parameters']:,} parameters) that assigns a frontal chest X-ray to one of "
             f"{len(manifest['classes'])} classes and shows where it looked.",
             "",
             f"- classes, in the order of the logits: {', '.join(_text(name) for name in manifest['classes'])}",
             f"- attention: {architecture['num_attention_maps']} maps from {architecture['attention_scales']} scales, "
-            f"pooling {architecture['pooling']}",
+            f"pooling {architecture['pooling']}"
+            if architecture["num_attention_maps"]
+            else "- attention: none",
             f"- training: loss {settings['loss']}, attention-guided augmentation {augmentation}, "
             f"weights at the start: {_text(settings['weights'])}",
             f"- fold {training['fold']} of {settings['folds']}, epoch {training['epoch']} of {settings['epochs']}, "

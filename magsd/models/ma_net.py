@@ -82,7 +82,7 @@ class MANet(nn.Module):
         self.pooling = pooling
         self.attention_scales = attention_scales
         self.num_attention_maps = num_attention_maps
-        self.backbone, self.taps, channels = _create_backbone(backbone)
+        self.backbone, self.taps, channels = create_backbone(backbone)
         # transformers such as Swin give (N, h, w, D)
         self.features_nhwc = str(getattr(self.backbone, "output_fmt", "")).endswith("NHWC")
         self.feature_channels = channels[-1]  # D
@@ -98,7 +98,7 @@ class MANet(nn.Module):
     def forward(self, image: Tensor) -> MANetOutput:
         """image (N, 1, S, S), z-scored, S a multiple of 32 -> :class:`MANetOutput`, h = w = S / 32."""
         features = self.backbone(image)
-        with _float32_from_here(image):
+        with float32_from_here(image):
             scales = [features[tap].float() for tap in self.taps]  # f1, f2, f3
             if self.features_nhwc:
                 scales = [feature.permute(0, 3, 1, 2) for feature in scales]  # (N, h, w, D) -> (N, D, h, w)
@@ -173,15 +173,27 @@ def _average_pool(attention: Tensor, ratio: int) -> Tensor:
     return functional.avg_pool2d(attention, ratio) if ratio > 1 else attention
 
 
-def _float32_from_here(image: Tensor) -> AbstractContextManager[object]:
+def float32_from_here(image: Tensor) -> AbstractContextManager[object]:
+    """No autocast from here on: the head's sums and its epsilon need float32."""
     # an exported graph carries no autocast region
     if torch.compiler.is_exporting():
         return nullcontext()
     return torch.autocast(image.device.type, enabled=False)
 
 
-def _create_backbone(name: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
-    """The backbone, the positions of f1, f2, f3 among its outputs, and their channels."""
+def create_backbone(
+    name: str, reductions: tuple[int, ...] = REDUCTIONS, *, channels_first: bool = False, cut: bool = False
+) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
+    """timm's network ``name`` for one-channel images, the positions among its outputs of the feature maps whose
+    strides are ``reductions``, and their channels. Of several maps of one stride, the last: "layers before
+    downsampling" (section 3.2.2). ``cut`` leaves out the layers after the last of them.
+
+    Raises
+    ------
+    UsageError
+        If timm does not know the network, it lacks one of the strides, or with ``channels_first`` if its feature
+        maps are (N, h, w, D).
+    """
     import timm
 
     if not timm.is_model(name):
@@ -193,13 +205,30 @@ def _create_backbone(name: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, 
         reason = " ".join(str(error).split())
         raise UsageError(f"--backbone {name} gives no feature maps of one-channel images: {reason}") from error
     info = backbone.feature_info
-    reductions: list[int] = list(info.reduction())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    found: list[int] = list(info.reduction())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     channels: list[int] = list(info.channels())  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    if missing := [reduction for reduction in REDUCTIONS if reduction not in reductions]:
+    if missing := [reduction for reduction in reductions if reduction not in found]:
+        *others, last = map(str, reductions)
+        wanted = f"{', '.join(others)} and {last}" if others else last
         raise UsageError(
-            f"--backbone {name} has features at strides {reductions}, not at {missing}: "
-            "choose a backbone with strides 8, 16 and 32, such as resnet50"
+            f"--backbone {name} has features at strides {found}, not at {missing}: "
+            f"choose a backbone with strides {wanted}, such as resnet50"
         )
-    # of several feature maps of one stride, the last: "layers before downsampling" (section 3.2.2)
-    taps = tuple(len(reductions) - 1 - reductions[::-1].index(reduction) for reduction in REDUCTIONS)
+    if channels_first and str(getattr(backbone, "output_fmt", "")).endswith("NHWC"):
+        raise UsageError(f"--backbone {name} is no convolutional network: choose one such as resnet50")
+    taps = tuple(len(found) - 1 - found[::-1].index(reduction) for reduction in reductions)
+    if cut and taps[-1] + 1 < len(found):
+        backbone = timm.create_model(name, pretrained=False, features_only=True, in_chans=1, out_indices=taps)
+        _freeze_unused(backbone)  # not every network of timm leaves out what it does not need
+        return backbone, tuple(range(len(taps))), tuple(channels[tap] for tap in taps)
     return backbone, taps, tuple(channels[tap] for tap in taps)
+
+
+def _freeze_unused(backbone: nn.Module) -> None:
+    """Freeze the parameters that no feature map depends on: several processes would wait for their gradients."""
+    parameters = list(backbone.parameters())
+    last = backbone.eval()(torch.zeros(1, 1, 64, 64))[-1]
+    gradients = torch.autograd.grad(last.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.requires_grad_(gradient is not None)
+    backbone.train()

@@ -1,4 +1,4 @@
-"""Pretrained weights for the backbone of MA-Net: from an installed package, timm, or a file.
+"""Pretrained weights for the backbone of a network: from an installed package, timm, or a file.
 
 The network sees one channel, ImageNet networks see three. The three input channels of the first
 convolution are summed into one: convolving a grey image with the sum equals convolving the image
@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magsd_runtime.errors import UsageError, require
-
-from .ma_net import MANet
 
 State = Mapping[str, Tensor]
 
@@ -35,9 +33,10 @@ _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _GO_ON = "use --weights FILE.pth, or --weights none to start from random weights"
 
 
-def load_imagenet_weights(model: MANet, source: str = "imagenet") -> str:
+def load_imagenet_weights(model: nn.Module, source: str = "imagenet") -> str:
     """Load pretrained weights into ``model.backbone``; the return value says what was loaded, in one line.
 
+    ``model``: one of :mod:`magsd.models`.
     ``source``: ``imagenet``, ``none`` (nothing is loaded), or a ``.pth`` / ``.safetensors`` file: timm's
     or torchvision's weights of the same network, those of the EfficientNet-lite0 package, or a checkpoint
     of magsd, of which only the backbone is taken.
@@ -49,12 +48,15 @@ def load_imagenet_weights(model: MANet, source: str = "imagenet") -> str:
     """
     if source == "none":
         return "random weights"
+    name = getattr(model, "backbone_name", None)
+    if not isinstance(name, str):
+        raise UsageError("there are no pretrained weights for this network: use --weights none")
     if source == "imagenet":
-        state, origin = imagenet_state(model.backbone_name)
+        state, origin = imagenet_state(name)
     else:
         state, origin = read_state(Path(source)), source
     load_backbone(model, state, origin)
-    return f"{model.backbone_name} weights from {origin}"
+    return f"{name} weights from {origin}"
 
 
 def imagenet_state(backbone: str) -> tuple[State, str]:
@@ -149,7 +151,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     state = {str(name).removeprefix("module."): value for name, value in content.items() if torch.is_tensor(value)}
     if any(name.startswith("backbone.") for name in state):
         state = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    if "classifier.0.weight" in state and "features.0.weight" in state:
+        return rename_vgg(state)
     return rename_efficientnet_lite0(state) if "_conv_stem.weight" in state else state
+
+
+def rename_vgg(state: State) -> dict[str, Tensor]:
+    """Names of torchvision's VGG -> timm's, whose fully connected layers are convolutions of 7 x 7 and 1 x 1."""
+    sides = {"classifier.0": ("pre_logits.fc1", 7), "classifier.3": ("pre_logits.fc2", 1)}
+    renamed = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        other, side = sides.get(layer, (layer.replace("classifier.6", "head.fc"), 0))
+        if side and kind == "weight":
+            value = value.reshape(value.shape[0], -1, side, side)
+        renamed[f"{other}.{kind}"] = value
+    return renamed
 
 
 def rename_efficientnet_lite0(state: State) -> dict[str, Tensor]:
@@ -190,7 +207,7 @@ def sum_input_channels(weight: Tensor) -> Tensor:
     return weight.sum(1, keepdim=True)
 
 
-def load_backbone(model: MANet, state: State, origin: str) -> None:
+def load_backbone(model: nn.Module, state: State, origin: str) -> None:
     """Copy ``state`` (timm's names, for example a whole classifier) into the backbone of ``model``.
 
     Raises
@@ -201,27 +218,31 @@ def load_backbone(model: MANet, state: State, origin: str) -> None:
     """
     import timm
 
-    given = {_flat(name): value for name, value in state.items()}
+    backbone, name = model.get_submodule("backbone"), str(model.backbone_name)
+    given = {_flat(key): value for key, value in state.items()}
     loaded: dict[str, Tensor] = {}
-    for name, target in model.backbone.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            loaded[name] = target
+    for key, target in backbone.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            loaded[key] = target
             continue
-        value = given.get(_flat(name))
+        value = given.get(_flat(key))
         if value is None:
-            raise _another_network(origin, f"lacks {name}")
+            raise _another_network(origin, f"lacks {key}")
         shape = tuple(value.shape)
         if value.ndim == 4 and target.shape[1] == 1 and shape[1] == 3:
             value = sum_input_channels(value)
         if value.shape != target.shape:
-            raise _another_network(origin, f"has {name} of shape {shape}, the network {tuple(target.shape)}")
-        loaded[name] = value
-    whole = timm.create_model(model.backbone_name, pretrained=False)
-    known = {_flat(name) for name in (*whole.state_dict(), *loaded)}
-    for name, value in state.items():
-        if value.is_floating_point() and _flat(name) not in known:
-            raise _another_network(origin, f"has {name}, which {model.backbone_name} has not")
-    model.backbone.load_state_dict(loaded)
+            raise _another_network(origin, f"has {key} of shape {shape}, the network {tuple(target.shape)}")
+        loaded[key] = value
+    with torch.device("meta"):  # only its names are needed
+        whole = timm.create_model(name, pretrained=False)
+    known = {_flat(key) for key in (*whole.state_dict(), *loaded)}
+    for key, value in state.items():
+        # Inception's auxiliary classifier, which serves a loss of its own, is left out
+        auxiliary = name.startswith("inception_v3") and key.startswith("AuxLogits.")
+        if value.is_floating_point() and _flat(key) not in known and not auxiliary:
+            raise _another_network(origin, f"has {key}, which {name} has not")
+    backbone.load_state_dict(loaded)
 
 
 def _flat(name: str) -> str:

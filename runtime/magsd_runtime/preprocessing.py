@@ -38,6 +38,10 @@ Fit = Literal["stretch", "letterbox", "crop"]
 Crop = Literal["none", "lungs"]
 
 
+INCEPTION_SIZE = 299
+"""Inception v3's input, no multiple of 32 and of few CLAHE grids. OpenCV then mirrors pixels at the right and lower
+edges until its tiles are whole, so that the tiles at those edges count some pixels twice."""
+
 _CROP_FIELDS = {"crop", "crop_margin", "lungs_sha256"}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -93,8 +97,10 @@ class PreprocessingSpec:
             raise UsageError("preprocessing lungs_sha256 is not a SHA-256: 64 hexadecimal digits")
         if not 0 <= self.crop_margin <= 1:
             raise UsageError(f"preprocessing crop_margin is {self.crop_margin}: expected 0 to 1")
-        if not 32 <= self.size <= 2048 or self.size % 32:
-            raise UsageError(f"preprocessing size is {self.size}: expected a multiple of 32 from 32 to 2048")
+        if self.size != INCEPTION_SIZE and (not 32 <= self.size <= 2048 or self.size % 32):
+            raise UsageError(
+                f"preprocessing size is {self.size}: expected a multiple of 32 from 32 to 2048, or {INCEPTION_SIZE}"
+            )
         if self.fit not in ("stretch", "letterbox", "crop"):
             raise UsageError(f"preprocessing fit is {self.fit!r}: expected stretch, letterbox or crop")
         if self.resize != "area-then-linear" or self.normalization != "image-zscore":
@@ -103,7 +109,7 @@ class PreprocessingSpec:
             )
         if not 0 <= self.clahe_clip <= 100 or not 1 <= self.clahe_grid <= 64:
             raise UsageError("preprocessing clahe_clip must be 0 to 100 and clahe_grid 1 to 64")
-        if self.size % self.clahe_grid:
+        if self.size % self.clahe_grid and self.size != INCEPTION_SIZE:
             raise UsageError(f"preprocessing clahe_grid {self.clahe_grid} does not divide size {self.size}")
 
     def to_dict(self) -> dict[str, Any]:
