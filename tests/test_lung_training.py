@@ -214,7 +214,7 @@ def test_a_cropped_final_model_from_training_to_inference(tmp_path: Path, capsys
     # noise with a bright square: nothing that a chest film has
     assert main(["infer", str(tmp_path / "data" / "00.png"), "--bundle", str(bundle), "--json"]) == 3
     record = json.loads(capsys.readouterr().out)
-    assert [reason["code"] for reason in record["reasons"]] == ["no_lungs"]
+    assert [reason["code"] for reason in record["reasons"]] == ["tiny", "no_lungs"]
     assert (record["status"], record["label"]) == ("rejected", None)
     report = ["--data", str(manifest), "--map", "evidence-lungs", "--bootstrap", "20"]
     assert main(["evaluate", str(bundle), *report, "--out", str(tmp_path / "report")]) == 0

@@ -265,7 +265,7 @@ def _contrast(facts: PixelFacts, limits: PixelLimits) -> Found:
 
 def _size(facts: PixelFacts, limits: PixelLimits) -> Found:
     if facts.side < limits.tiny_side:
-        yield "tiny", f"the chest is only {facts.side} pixels wide or high: send the film at its full size"
+        yield "tiny", f"what is judged is only {facts.side} pixels wide or high: send the film at its full size"
 
 
 def _colour(facts: PixelFacts, limits: PixelLimits) -> Found:
