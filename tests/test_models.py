@@ -110,6 +110,22 @@ def test_with_torchvisions_weights_a_network_answers_as_torchvisions_does(name: 
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["bcnn", "bcnn-attention"])
+def test_the_bilinear_networks_take_vgg16_up_to_relu5_3(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"]).eval()
+    torch.save({f"features.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "vgg16.pth")
+    ours = build_model(resolve({"model": name, "weights": str(tmp_path / "vgg16.pth")}), num_classes=2).eval()
+    load_imagenet_weights(ours, str(tmp_path / "vgg16.pth"))
+    image = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        expected = theirs[:30](image.expand(-1, 3, -1, -1))  # all but the last pooling
+        found = ours(image)
+    assert expected.shape == (1, 512, 4, 4)
+    torch.testing.assert_close(found.embedding, expected.mean((2, 3)), rtol=1e-3, atol=1e-5)
+    assert found.attention.shape[2:] == (4, 4)
+
+
 def test_bilinear_pooling_is_the_outer_product_of_every_position() -> None:
     features = np.random.default_rng(0).normal(0, 1, (2, 5, 3, 4))
     for found, maps in zip(bilinear_pooling(torch.from_numpy(features)).numpy(), features):
