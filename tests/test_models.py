@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,8 @@ def test_a_step_reaches_every_parameter_and_the_outputs_keep_their_contract(name
 def test_a_model_trains_evaluates_and_exports(name: str, tmp_path: Path) -> None:
     data = write_tiny_manifest(tmp_path / "data", patients=12)
     config = resolve(smallest(name, data=str(data), epochs=1, folds=2, batch_size=3))
+    if name == "vgg16":
+        config = replace(config, size=224)
     (result,) = train(config, tmp_path / "run", GROUP, fold=0)
     model, info = load_model(result.folder / "best.pt")
     assert info.config.model == name
@@ -211,6 +214,9 @@ def test_a_model_trains_evaluates_and_exports(name: str, tmp_path: Path) -> None
     assert 0 <= metrics["classification"]["accuracy"]["value"] <= 1
     said = [entry["text"] for entry in metrics["notes"] if "has no attention" in entry["text"]]
     assert bool(said) == (name != "bcnn-attention")
+    if name != "bcnn-attention":
+        with pytest.raises(UsageError, match=f"--precision fp16 needs a network with attention.*{name} has none"):
+            build_bundle(tmp_path / "run", tmp_path / "half", precision="fp16")
     built = build_bundle(tmp_path / "run", tmp_path / "bundle", images=2, acceptance=False)  # parity, or it raises
     facts = built.bundle.manifest["model"]["architecture"]
     assert facts["network"] == name

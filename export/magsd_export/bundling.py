@@ -119,6 +119,11 @@ def build_bundle(
     check_out(out, force)
     source = find_checkpoint(Path(checkpoint), fold)
     model, info = load_model(source.checkpoint)
+    if precision != "fp32" and not _has_attention(info):
+        raise UsageError(
+            f"--precision {precision} needs a network with attention, where its float32 part begins, and "
+            f"{info.config.model} has none: leave --precision out"
+        )
     if at := unfinished(source.checkpoint.parent, info.config.epochs):
         # console, bundle and model card all give the reason
         source = replace(source, reason=f"{source.reason}; its training is not finished: {at}")
@@ -285,8 +290,7 @@ def _describe(
 
 
 def _architecture(model: nn.Module, info: CheckpointInfo) -> dict[str, Any]:
-    ma_net = info.config.model in MA_NETS
-    attends = ma_net or info.config.pooling == "attention"
+    ma_net, attends = info.config.model in MA_NETS, _has_attention(info)
     return {
         "network": "MA-Net" if ma_net else info.config.model,
         "backbone": info.config.backbone,
@@ -295,6 +299,11 @@ def _architecture(model: nn.Module, info: CheckpointInfo) -> dict[str, Any]:
         "pooling": info.config.pooling,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _has_attention(info: CheckpointInfo) -> bool:
+    """Whether the network has attention maps, trained or not."""
+    return info.config.model in MA_NETS or info.config.pooling == "attention"
 
 
 def _settings(info: CheckpointInfo) -> dict[str, Any]:
