@@ -239,7 +239,7 @@ def test_a_bundle_gets_its_half_precision_network_and_keeps_the_rest(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{bundle}", "--out", "{tmp}/b"], "is a bundle already: --precision fp16 adds"),
+        (["{bundle}", "--out", "{tmp}/b"], "is a bundle already: --precision fp16 or int8 adds"),
         (["{bundle}", "--out", "{tmp}/b", "--precision", "fp16", "--fold", "1"], "--fold goes with a run"),
         (["{bundle}", "--out", "{bundle}", "--precision", "fp16"], "exists: add --force"),
         (["{bundle}", "--out", "{tmp}/b", "--precision", "fp16", "--data", "{tmp}/none.csv"], "none.csv"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from magsd_runtime.bundle_writing import check_out
 from magsd_runtime.calibration_text import format_calibration
 from magsd_runtime.commands import fractions
 from magsd_runtime.engines.commands import add_options, build, record, text
@@ -26,11 +29,12 @@ def export(argv: list[str]) -> int:
         prog="magsd export",
         description="Turn a trained run into a bundle: ONNX compared with PyTorch, golden inputs, model card. "
         + RESEARCH_USE,
-        epilog="Exit code 5: the exported network differs from PyTorch; no bundle is left then.",
+        epilog="Exit code 5: the exported network differs from PyTorch, or INT8 costs more than --max-drop; no bundle "
+        "is left then.",
     )
     parser.add_argument(
         "run", type=Path, metavar="RUN|CHECKPOINT|BUNDLE",
-        help="run folder of magsd train, or a best.pt; or, with --precision fp16, a bundle to copy",
+        help="run folder of magsd train, or a best.pt; or, with --precision fp16 or int8, a bundle to copy",
     )  # fmt: skip
     parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to create")
     parser.add_argument(
@@ -73,9 +77,18 @@ def export(argv: list[str]) -> int:
         help="leave out the statistics of the run's films, by which infer flags images that are unlike them",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", choices=("fp32", "fp16"),
-        help="fp16: add the network with its trunk in half precision, for TensorRT engines (default: fp32 alone, "
-        "with --trt fp16)",
+        "--precision", choices=("fp32", "fp16", "int8"),
+        help="fp16: add the network with its trunk in half precision, for TensorRT engines; int8: in 8-bit integers, "
+        "for CPUs (default: fp32 alone, with --trt fp16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration-data", type=Path, metavar="M.csv",
+        help="with --precision int8: films to calibrate, choose and check on (default: the run's own)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-drop", type=float, metavar="D",
+        help="with --precision int8: at most this share of labels and, on average, this much of a probability may "
+        "change (default: 0.01)",
     )  # fmt: skip
     parser.add_argument(
         "--trt", nargs="?", const="auto", choices=("auto", "tensorrt", "rtx"),
@@ -89,20 +102,40 @@ def export(argv: list[str]) -> int:
 
     if options.precision is None:
         options.precision = "fp32" if options.trt is None else "fp16"
+    if options.precision == "int8":
+        if options.trt is not None:
+            raise UsageError("--precision int8 is for CPUs: engines of --trt are fp16 or fp32")
+    elif options.calibration_data is not None or options.max_drop is not None:
+        raise UsageError("--calibration-data and --max-drop go with --precision int8")
     if (options.run / "bundle.json").is_file():
         return _export_bundle(options)
     for module in ("torch", "timm", "yaml", "onnx", "onnxscript", "onnxruntime"):
         require(module, feature="magsd export", extra="train")
+    if options.final and options.fold is not None:
+        raise UsageError("--final is the model of all folds: leave --fold out")
+
+    int8 = options.precision == "int8"
+    if int8:
+        check_out(options.out, options.force)
+    # INT8 is made from a finished bundle, which is no result by itself
+    with TemporaryDirectory(prefix=".int8-", dir=options.out.absolute().parent) if int8 else nullcontext() as folder:
+        target = options.out if folder is None else Path(folder) / "bundle"
+        built = _build(options, target)
+        if int8:
+            return _add_int8(options, target, _own_films(built))
+    _print(_record(built), _text(built, options.run), built.bundle, options)
+    return 0
+
+
+def _build(options: argparse.Namespace, out: Path) -> Built:
+    """The bundle of a run, as the options say."""
     from magsd.folds import FINAL
 
     from .bundling import build_bundle
 
-    if options.final and options.fold is not None:
-        raise UsageError("--final is the model of all folds: leave --fold out")
-
-    built = build_bundle(
+    return build_bundle(
         options.run,
-        options.out,
+        out,
         fold=FINAL if options.final else options.fold,
         name=options.name,
         version=options.model_version,
@@ -114,19 +147,37 @@ def export(argv: list[str]) -> int:
         sensitivities=options.sensitivity,
         coverage=options.coverage,
         acceptance=not options.no_acceptance,
-        precision=options.precision,
+        precision="fp32" if options.precision == "int8" else options.precision,
         force=options.force,
         verbose=options.verbose,
         report=_say,
     )
-    _print(_record(built), _text(built, options.run), built.bundle, options)
+
+
+def _own_films(built: Built) -> tuple[str, Any] | None:
+    """Path and digest of the manifest that the run was trained on."""
+    data = built.info.config.data
+    return (data, built.info.data.get("digest")) if data else None
+
+
+def _add_int8(options: argparse.Namespace, bundle: Path, own: tuple[str, Any] | None) -> int:
+    """A copy of ``bundle`` with its network in 8-bit integers."""
+    from .int8_bundle import MAX_DROP, manifest_of, quantize_bundle
+
+    max_drop = MAX_DROP if options.max_drop is None else options.max_drop
+    manifest = manifest_of(options.calibration_data, own)
+    done = quantize_bundle(bundle, options.out, manifest, max_drop=max_drop, force=options.force, report=_say)
+    if options.json:
+        print(json.dumps(done.to_dict(), allow_nan=False))
+    else:
+        print(f"{options.run} -> {done.bundle.path}\n{done.format()}\n{RESEARCH_USE}")
     return 0
 
 
 def _export_bundle(options: argparse.Namespace) -> int:
-    """A bundle in, a copy with a network in half precision out."""
-    if options.precision != "fp16":
-        raise UsageError(f"{options.run} is a bundle already: --precision fp16 adds a network in half precision")
+    """A bundle in, a copy with a network in half precision or in integers out."""
+    if options.precision == "fp32":
+        raise UsageError(f"{options.run} is a bundle already: --precision fp16 or int8 adds a network to it")
     given = {
         "--fold": options.fold, "--final": options.final, "--name": options.name, "--evaluation": options.evaluation,
         "--calibration": options.calibration, "--positive": options.positive,
@@ -136,6 +187,8 @@ def _export_bundle(options: argparse.Namespace) -> int:
             raise UsageError(f"{name} goes with a run, and {options.run} is a bundle")
     for module in ("onnx", "onnxruntime"):
         require(module, feature="magsd export", extra="train")
+    if options.precision == "int8":
+        return _add_int8(options, options.run, None)
     from .halving import halve_bundle
 
     done = halve_bundle(

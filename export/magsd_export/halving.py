@@ -34,7 +34,7 @@ class Halved:
         return {
             "bundle": str(self.bundle.path),
             "model": {"name": self.bundle.name, "version": self.bundle.version, "sha256": self.bundle.model_sha256},
-            "files": {name: files[name] for name in MODEL_NAMES.values()},
+            "files": {name: files[name] for name in MODEL_NAMES.values() if name in files},
             "parity": self.half.to_dict(),
             "research_use_only": True,
         }

@@ -214,6 +214,8 @@ def onnx_network(model: onnx.ModelProto, *, threads: int | None = None) -> Netwo
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or available_cores()
+    # threads that wait by spinning slow the other session of a comparison down
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run(images: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:

@@ -58,7 +58,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="FILE", help="the file that was judged")
     parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
     parser.add_argument(
-        "--backend", choices=("same", "auto", "cpu", "cuda", "tensorrt"), default="same",
+        "--backend", choices=("same", "auto", "cpu", "cpu-int8", "cuda", "tensorrt"), default="same",
         help="same (default): the record's, or where it cannot run here auto, which is then named as a difference",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the record's)")

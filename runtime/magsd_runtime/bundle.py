@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 BUNDLE_SCHEMA = "magsd.bundle/1"
 MANIFEST_NAME = "bundle.json"
 MODEL_NAME = "model.onnx"
-MODEL_NAMES = {"fp32": MODEL_NAME, "fp16": "model.fp16.onnx"}  # by precision; only the first is in every bundle
+# by precision; only the first is in every bundle
+MODEL_NAMES = {"fp32": MODEL_NAME, "fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("logits", "attention", "evidence", "embedding")
 LUNGS_NAME = "lungs.onnx"
@@ -72,7 +73,7 @@ class Bundle:
         return self.path / MODEL_NAME
 
     def onnx_file(self, precision: str) -> tuple[Path, str]:
-        """Path and SHA-256 of the network's ONNX file of ``precision`` (fp32, fp16).
+        """Path and SHA-256 of the network's ONNX file of ``precision`` (fp32, fp16, int8).
 
         Raises
         ------
@@ -81,9 +82,10 @@ class Bundle:
         """
         facts = (self.manifest.get("files") or {}).get(MODEL_NAMES.get(precision, ""))
         if facts is None:
+            films = " --calibration-data M.csv" if precision == "int8" else ""
             raise BundleError(
                 f"{self.path}: has no network in {precision}: "
-                f"magsd export {self.path} --out NEW --precision {precision} makes a copy that has"
+                f"magsd export {self.path} --out NEW --precision {precision}{films} makes a copy that has"
             )
         return self.path / MODEL_NAMES[precision], str(facts["sha256"])
 

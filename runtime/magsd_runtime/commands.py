@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, Result
     from .prediction import Prediction, Reason
 
-_BACKENDS = ("auto", "cpu", "cuda", "tensorrt")  # as backends.BACKENDS, which --help need not import
+_BACKENDS = ("auto", "cpu", "cpu-int8", "cuda", "tensorrt")  # as backends.BACKENDS, which --help need not import
 _FAULTS = ("fault", "overlay_failed", "dicom_failed")  # of magsd, not of the image
 _WIDEST_PATH = 48
 

@@ -4,6 +4,7 @@ golden/NAME.png        synthetic 8-bit images
 golden/expected.json   {NAME: {"preprocessed_sha256", "label"}}
 golden/expected.npz    arrays "NAME/logits", "NAME/attention", "NAME/evidence", "NAME/embedding",
                        without the batch axis, or with one of size 1
+golden/expected.int8.npz  the same of model.int8.onnx, where there is one: integers must come out alike everywhere
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,14 @@ from .backends import Backend
 from .bundle import OUTPUT_NAMES, Bundle
 from .errors import RESEARCH_USE, BundleError, ImageError
 from .images import read_radiograph
-from .parity import FP16_TOLERANCES, Tolerance
+from .parity import FP16_TOLERANCES, INT8_TOLERANCES, Tolerance
 from .preprocessing import preprocess
 
 # Of each output, in units of the larger of 1 and its largest expected value. Float32 sums in another
 # order (other CPU, other library version) differ by some 1e-5 of that; half precision by more than 1e-3.
 TOLERANCE = 1e-3
+EXPECTED_OF = {"int8": "expected.int8.npz"}  # by precision; of the others, the float32 network's
+_LOOSER = {"fp16": FP16_TOLERANCES, "int8": INT8_TOLERANCES}
 _REMEDY = "copy or export the bundle again"
 
 
@@ -147,7 +151,7 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
     BundleError
         If golden inputs or expected values are missing or unreadable.
     """
-    expected, arrays = read_expected(bundle)
+    expected, arrays = read_expected(bundle, backend.precision)
     checks = []
     for name, facts in expected.items():
         path = bundle.path / "golden" / f"{name}.png"
@@ -162,11 +166,11 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
             reference = arrays[f"{name}/{output}"]
             if reference.shape not in (outputs[output].shape, outputs[output].shape[1:]):
                 raise BundleError(
-                    f"{bundle.path / 'golden' / 'expected.npz'}: {name}/{output} has shape "
+                    f"{bundle.path / 'golden'}: the expected {name}/{output} has shape "
                     f"{reference.shape}, the network gives {outputs[output].shape[1:]}: {_REMEDY}"
                 )
             differences[output], limits[output] = _compare(
-                outputs[output], reference, FP16_TOLERANCES[output] if backend.precision == "fp16" else None
+                outputs[output], reference, _LOOSER.get(backend.precision, {}).get(output)
             )
         checks.append(
             GoldenCheck(
@@ -187,15 +191,15 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
 
 
 def _compare(
-    values: NDArray[np.floating], reference: NDArray[np.floating], half: Tolerance | None
+    values: NDArray[np.floating], reference: NDArray[np.floating], looser: Tolerance | None
 ) -> tuple[float, float]:
-    """Largest absolute difference, and the largest allowed; ``half``: the output's tolerance in half precision."""
+    """Largest absolute difference, and the largest allowed; ``looser``: the output's tolerance, if not float32."""
     wanted = reference.astype(np.float64).ravel()
     difference = np.abs(values.astype(np.float64).ravel() - wanted)
     # A value that is not a number must not pass a comparison
     worst = float(difference.max()) if np.isfinite(difference).all() else float("inf")
     scale = float(np.abs(wanted).max())
-    return worst, TOLERANCE * max(1.0, scale) if half is None else half.absolute + half.relative * scale
+    return worst, TOLERANCE * max(1.0, scale) if looser is None else looser.absolute + looser.relative * scale
 
 
 def _over(check: GoldenCheck, name: str) -> bool:
@@ -206,11 +210,21 @@ def _finite(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
 
 
-def read_expected(bundle: Bundle) -> tuple[dict[str, dict[str, str]], dict[str, NDArray[np.floating]]]:
+def read_expected(
+    bundle: Bundle, precision: str = "fp32"
+) -> tuple[dict[str, dict[str, str]], dict[str, NDArray[np.floating]]]:
+    """The golden inputs' facts and expected outputs; in INT8 its own, labels included.
+
+    Raises
+    ------
+    BundleError
+        If they are missing or unreadable.
+    """
+    values = EXPECTED_OF.get(precision, "expected.npz")
     folder = bundle.path / "golden"
     try:
         expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-        content = (folder / "expected.npz").read_bytes()
+        content = (folder / values).read_bytes()
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
@@ -227,5 +241,13 @@ def read_expected(bundle: Bundle) -> tuple[dict[str, dict[str, str]], dict[str, 
             raise BundleError(f"{folder / 'expected.json'}: {name} has no preprocessed_sha256 and label: {_REMEDY}")
         for key in wanted:
             if key not in arrays or arrays[key].size == 0 or not np.isfinite(arrays[key]).all():
-                raise BundleError(f"{folder / 'expected.npz'}: {key} is missing or not finite: {_REMEDY}")
+                raise BundleError(f"{folder / values}: {key} is missing or not finite: {_REMEDY}")
+        if precision in EXPECTED_OF:
+            expected[name] = {**facts, "label": _label(bundle, arrays[f"{name}/logits"], folder / values)}
     return expected, arrays
+
+
+def _label(bundle: Bundle, logits: NDArray[np.floating], path: Path) -> str:
+    if logits.size != len(bundle.classes):
+        raise BundleError(f"{path}: holds {logits.size} logits for {len(bundle.classes)} classes: {_REMEDY}")
+    return bundle.classes[int(logits.argmax())]

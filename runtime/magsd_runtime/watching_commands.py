@@ -43,7 +43,7 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--queue", type=_positive, default=100, metavar="N", help="files taken at once (default: 100)")
     parser.add_argument(
         "--backend",
-        choices=("auto", "cpu", "cuda", "tensorrt"),
+        choices=("auto", "cpu", "cpu-int8", "cuda", "tensorrt"),
         default="auto",
         help="auto (default) takes the fastest here",
     )

@@ -17,7 +17,7 @@ from ..errors import BackendUnavailableError, MagsdError, MissingExtraError, Usa
 if TYPE_CHECKING:
     from types import ModuleType
 
-BACKENDS = ("auto", "cpu", "cuda", "tensorrt")
+BACKENDS = ("auto", "cpu", "cpu-int8", "cuda", "tensorrt")
 
 
 class Backend(Protocol):
@@ -70,9 +70,10 @@ def choose_backend() -> Choice:
 
 
 def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> CheckedBackend:
-    """Open the bundle's network on the backend ``name``: auto, cpu, cuda or tensorrt.
+    """Open the bundle's network on the backend ``name``: auto, cpu, cpu-int8, cuda or tensorrt.
 
-    ``auto`` takes an engine only if its passport fits this machine and it was compared here when it was built.
+    ``auto`` takes an engine only if its passport fits this machine and it was compared here when it was built;
+    it never takes ``cpu-int8``, the bundle's ``model.int8.onnx``, which is another network to the last digit but one.
 
     ``threads`` limits the CPU threads of one call (default: all that this process may use).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,27 @@ from ..bundle import INPUT_NAME, OUTPUT_NAMES, Bundle
 from ..errors import BackendUnavailableError, BundleError, MagsdError
 from . import import_onnxruntime
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cpu-int8": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxRuntimeBackend:
-    """One session on ``model.onnx``; ``name`` is cpu or cuda. See ``backends.open_backend``."""
+    """One session on ``model.onnx``, or with cpu-int8 on ``model.int8.onnx``; ``name`` is cpu, cpu-int8 or cuda.
 
-    precision = "fp32"
+    See ``backends.open_backend``.
+    """
 
     def __init__(self, bundle: Bundle, name: str, *, threads: int | None = None) -> None:
         ort = import_onnxruntime()
         self.name = name
-        self.device = "cpu" if name == "cpu" else "cuda:0"
-        self._session: Any = _open_session(ort, bundle, name, threads or available_cores())
+        self.device = "cuda:0" if name == "cuda" else "cpu"
+        self.precision = "int8" if name == "cpu-int8" else "fp32"
+        model = _model_path(bundle, name)
+        self._session: Any = _open_session(ort, model, name, threads or available_cores())
         inputs = [value.name for value in self._session.get_inputs()]
         outputs = {value.name for value in self._session.get_outputs()}
         if inputs != [INPUT_NAME] or not outputs >= set(OUTPUT_NAMES):
             raise BundleError(
-                f"{bundle.model_path}: has inputs {inputs} and outputs {sorted(outputs)}, expected "
+                f"{model}: has inputs {inputs} and outputs {sorted(outputs)}, expected "
                 f"[{INPUT_NAME!r}] and {sorted(OUTPUT_NAMES)}: export the bundle again"
             )
 
@@ -55,7 +59,17 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _open_session(ort: Any, bundle: Bundle, name: str, threads: int) -> Any:
+def _model_path(bundle: Bundle, name: str) -> Path:
+    """The network's file; ``cpu-int8`` asks for one that not every bundle has."""
+    if name != "cpu-int8":
+        return bundle.model_path
+    try:
+        return bundle.onnx_file("int8")[0]
+    except BundleError as error:
+        raise BackendUnavailableError(f"backend cpu-int8: {error}") from error
+
+
+def _open_session(ort: Any, model: Path, name: str, threads: int) -> Any:
     provider = PROVIDERS[name]
     if provider not in ort.get_available_providers():
         raise BackendUnavailableError(
@@ -75,13 +89,11 @@ def _open_session(ort: Any, bundle: Bundle, name: str, threads: int) -> Any:
         providers = [(provider, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})]
         _load_cuda_libraries(ort)
     try:
-        session = ort.InferenceSession(str(bundle.model_path), options, providers=providers)
+        session = ort.InferenceSession(str(model), options, providers=providers)
     except Exception as error:  # its exceptions have no common base but this one
         if name == "cuda" and "cuda" in str(error).lower():
             raise BackendUnavailableError(_cuda_failed(_one_line(error))) from error
-        raise BundleError(
-            f"{bundle.model_path}: ONNX Runtime {ort.__version__} cannot load it ({_one_line(error)})"
-        ) from error
+        raise BundleError(f"{model}: ONNX Runtime {ort.__version__} cannot load it ({_one_line(error)})") from error
     # A provider that does not load is dropped with no more than a log line
     if provider not in session.get_providers():
         raise BackendUnavailableError(_cuda_failed("its CUDA provider did not load"))
