@@ -168,7 +168,7 @@ def test_decisions_on_the_site_reach_the_sensitivity_that_the_bundle_states(
     assert text.splitlines()[-1] == "Research use only. Not for clinical use."
 
     assert main(["infer", str(folder / "000.png"), "--bundle", str(out)]) == 0
-    _, how, _, header, row = capsys.readouterr().out.splitlines()
+    _, how, *_, header, row = capsys.readouterr().out.splitlines()
     assert how.startswith(f"positive: {COVID} {point.threshold:.3f} or more, which found 9")
     word = "positive" if found["000.png"]["positive"] else "negative"
     assert row[header.index(COVID) :].startswith(word)

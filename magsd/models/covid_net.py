@@ -1,4 +1,4 @@
-"""COVID-Net, large variant (COVIDNet-CXR Large): Wang, Lin and Wong 2020, arXiv:2003.09871, Figure 2.
+"""COVID-Net, large variant (COVIDNet-CXR Large): Wang, Lin and Wong 2020, arXiv:2003.09871.
 
     image       (N, 1, 224, 224)
     conv1       (N, 64, 112, 112)     7x7, stride 2; then pooled to 56 x 56
@@ -13,11 +13,12 @@ PEPX: 1x1 projection, 1x1 expansion, 3x3 depthwise, 1x1 projection, 1x1 extensio
 PEPX sees the sum of all before it in its stage and of one 1x1 convolution of the stage's input; the large variant is
 the one with these convolutions.
 
-Published: the pattern, the connections, the shapes above, 127.4 million parameters and 3.59 billion multiply-adds
+Published: the pattern, the connections, the shapes above (taken from public discussions of the authors' network: the
+paper's Figure 2 could not be opened for this), 127.4 million parameters and 3.59 billion multiply-adds
 (docs/models.md of the authors' repository). Not published as text: the widths inside each PEPX, which a machine
 searched for, and where batch norm stands. Ours: projections to a quarter (stages 1 and 2) or three eighths (3 and 4) of
-the stage's channels and expansion to a half, chosen so that both totals are within 1 % of the published ones; batch
-norm after every convolution, ReLU after every one but the last of a PEPX. The authors pretrained on ImageNet; their
+the stage's channels and expansion to a half, the simplest rule of a search whose totals are both within 1 % of the
+published ones; batch norm after every convolution, ReLU after every one but the last of a PEPX. The authors pretrained on ImageNet; their
 weights are of another library and other widths, so this network starts from random ones.
 """
 
