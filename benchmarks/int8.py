@@ -1,7 +1,7 @@
 """INT8 against FP32: what it changes on real films, and how fast ONNX Runtime and OpenVINO run both.
 
     python benchmarks/int8.py accuracy [--bundle B] [--data M.csv] [--json FILE]
-    python benchmarks/int8.py speed [--bundle B] [--data M.csv] [--network shipped|resnet50] [--rounds 15] [--json FILE]
+    python benchmarks/int8.py speed [--bundle B] [--data M.csv] [--network shipped|resnet50] [--left 0.2] [--json FILE]
 
 `accuracy`: the trunk in 8-bit integers with none, some and half of its convolutions left in float, the worst first as
 `magsd export --precision int8` orders them; over films of patients that took part in neither calibration nor choice.
@@ -193,8 +193,10 @@ def accuracy(bundle: Bundle, films: dict[str, list[NDArray[np.float32]]]) -> dic
     return {"rows": rows, "order": calibrated.titles(layers), "worst_first": layers}
 
 
-def prepare(network: str, bundle: Bundle, films: dict[str, list[NDArray[np.float32]]], folder: Path) -> None:
-    """Write what `speed` runs: fp32.onnx, int8.onnx with the whole trunk in integers, images.npy."""
+def prepare(
+    network: str, bundle: Bundle, films: dict[str, list[NDArray[np.float32]]], folder: Path, left: float
+) -> None:
+    """Write what `speed` runs: fp32.onnx, int8.onnx with a share ``left`` of its layers in float, images.npy."""
     np.save(folder / "images.npy", np.stack(films["check"][:IMAGES]))
     source = folder / "fp32.onnx"
     if network == "resnet50":
@@ -208,6 +210,10 @@ def prepare(network: str, bundle: Bundle, films: dict[str, list[NDArray[np.float
         export_onnx(model, bundle.preprocessing, source, {"magsd.model": "random weights"})
     else:
         source.write_bytes(bundle.model_path.read_bytes())
+    if left:  # of random weights no layer is worse than another: only the box's network is ordered
+        calibrated, layers = ordered(bundle, films)
+        write_int8(quantize(calibrated, layers[: round(left * len(layers))]), folder / "int8.onnx")
+        return
     write_int8(quantize(calibrate(source, films["calibration"][:24])), folder / "int8.onnx")
 
 
@@ -218,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=default_data_root() / "dataset_b.csv", metavar="M.csv")
     parser.add_argument("--films", type=int, default=200, metavar="N", help="at most so many of each part")
     parser.add_argument("--network", choices=("shipped", "resnet50"), default="shipped")
+    parser.add_argument("--left", type=float, default=0.0, metavar="SHARE", help="speed: of the layers, left in float")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -226,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.task == "work":
         return work(options.engine, options.folder, options.threads[0])
+    if options.left and options.network != "shipped":
+        parser.error("--left goes with --network shipped")
     facts = machine("onnxruntime", "openvino")
     print(describe(facts))
     try:
@@ -236,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results["accuracy"] = accuracy(bundle, films)
         else:
             with TemporaryDirectory() as name:
-                prepare(options.network, bundle, films, Path(name))
+                prepare(options.network, bundle, films, Path(name), options.left)
                 for threads in options.threads:
                     turns = speed(Path(name), threads, options.rounds)
                     results[f"{options.network}, {threads} threads"] = turns

@@ -146,7 +146,7 @@ def test_a_closed_backend_says_so(bundle: Bundle) -> None:
 
 
 def test_wrong_names_and_threads_are_usage_errors(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match="expected one of auto, cpu, cuda"):
+    with pytest.raises(UsageError, match="expected one of auto, cpu, cpu-int8, cuda"):
         open_backend(bundle, "tpu")
     with pytest.raises(UsageError, match="threads is 0"):
         open_backend(bundle, "cpu", threads=0)

@@ -41,6 +41,7 @@ from magsd_runtime.parity import Outputs
 from magsd_runtime.pipeline import Pipeline
 from magsd_runtime.preprocessing import PreprocessingSpec
 from magsd_runtime.verification import verify_bundle
+from tiny_export import write_run
 
 SIZE = 64
 
@@ -472,3 +473,23 @@ def test_options_that_do_not_fit(folder: Path, tmp_path: Path, options: list[str
 def test_half_precision_may_be_added_to_it(quantized: Path, tmp_path: Path) -> None:
     assert export([str(quantized), "--out", str(tmp_path / "both"), "--precision", "fp16"]) == 0
     assert set(load_bundle(tmp_path / "both").manifest["precisions"]) == {"fp16", "int8"}
+
+
+# A run.
+
+
+def test_a_run_s_bundle_comes_with_it_or_not_at_all(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    run = write_run(tmp_path / "run", tmp_path / "data", {0: {"auc": 0.9, "accuracy": 0.9, "loss": 0.1}})
+    command = [str(run), "--out", str(tmp_path / "new" / "bundle"), "--precision", "int8", "--images", "2"]
+    with pytest.raises(DataError, match="usable films for the calibration"):  # its own are too few
+        export(command)
+    assert list((tmp_path / "new").iterdir()) == []
+    films = ["--calibration-data", str(folder / "films.csv"), "--max-drop", "0.9"]
+    assert export([*command, *films]) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
+    bundle = load_bundle(tmp_path / "new" / "bundle")
+    assert bundle.manifest["precisions"]["int8"]["bounds"]["max_drop"] == 0.9
+    assert bundle.manifest["precisions"]["int8"]["layers"]["trunk"] > 1
+    with open_backend(bundle, "cpu-int8") as backend:
+        assert verify_bundle(bundle, backend).passed
