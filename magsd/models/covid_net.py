@@ -18,8 +18,8 @@ paper's Figure 2 could not be opened for this), 127.4 million parameters and 3.5
 (docs/models.md of the authors' repository). Not published as text: the widths inside each PEPX, which a machine
 searched for, and where batch norm stands. Ours: projections to a quarter (stages 1 and 2) or three eighths (3 and 4) of
 the stage's channels and expansion to a half, the simplest rule of a search whose totals are both within 1 % of the
-published ones; batch norm after every convolution, ReLU after every one but the last of a PEPX. The authors pretrained on ImageNet; their
-weights are of another library and other widths, so this network starts from random ones.
+published ones; batch norm after every convolution, ReLU after every one but the last of a PEPX. The authors
+pretrained on ImageNet; their weights are of another library and other widths, so this network starts from random ones.
 """
 
 from __future__ import annotations
