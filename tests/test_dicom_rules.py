@@ -223,7 +223,7 @@ def test_rules_of_a_site() -> None:
         ({"minimum_age": True}, "minimum_age"),
         ({"minimum_age": -1}, "0 to 150"),
         ({"severity": []}, "severity is no object"),
-        ({"severity": {"too_old": "ok"}}, "too_old is no code"),
+        ({"severity": {"too_old": "ok"}}, "'too_old' is no code"),
         ({"severity": {"too_young": "error"}}, "expected ok, review or rejected"),
     ],
 )

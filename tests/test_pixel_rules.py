@@ -346,8 +346,9 @@ def test_rules_of_a_site() -> None:
     [
         ([], "expected an object"),
         ({"severities": {}}, "expected an object"),
-        ({"severity": []}, "objects of name and value"),
-        ({"severity": {"crooked": "ok"}}, "crooked is no code, expected one of blank"),
+        ({"severity": []}, "pixels.severity is no object"),
+        ({"limits": []}, "pixels.limits is no object"),
+        ({"severity": {"crooked": "ok"}}, "'crooked' is no code, expected one of blank"),
         ({"severity": {"tiny": "never"}}, "tiny is 'never', expected ok, review or rejected"),
         ({"severity": {"tiny": ["ok"]}}, "expected ok, review or rejected"),
         ({"limits": {"tiny": 3}}, "tiny is no limit, expected one of blank_spread"),

@@ -19,6 +19,9 @@ import tiny_bundle
 from magsd.cli import main
 from magsd_runtime import audit, audit_record, replaying
 from magsd_runtime.audit import append
+from magsd_runtime.backends import tensorrt_engine
+from magsd_runtime.bundle import Bundle
+from magsd_runtime.errors import EngineMismatchError
 from magsd_runtime.pipeline import Pipeline
 from magsd_runtime.prediction import Prediction
 from test_audit import ENVIRONMENT, ROOT, check_by_hand, new_log
@@ -173,14 +176,24 @@ def test_a_changed_threshold_of_the_maps_is_found_in_bundle_json(
     assert [line.partition(":")[0] for line in done["result"]] == ["findings"]
 
 
+@pytest.mark.parametrize("backend", ["cuda", "tensorrt"])
 def test_other_versions_and_machines_are_named_when_the_result_is_the_same(
-    bundle: Path, film: Path, logged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path,
+    film: Path,
+    logged: Path,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def another_gpu(_: Bundle) -> None:
+        raise EngineMismatchError("built for another GPU")
+
+    monkeypatch.setattr(tensorrt_engine, "open_by_name", another_gpu)
     record = json.loads(logged.read_text().splitlines()[0])
     facts = {name: value for name, value in record.items() if name not in audit._RESERVED}
     facts["versions"] = {**facts["versions"], "numpy": "1.26.0"}
     facts["machine"] = {**facts["machine"], "model": "another"}
-    facts["backend"] = {**facts["backend"], "name": "cuda", "device": "cuda:0"}
+    facts["backend"] = {**facts["backend"], "name": backend, "device": "cuda:0"}
     append(logged, "prediction", facts)
     capsys.readouterr()
     assert main(["replay", str(logged), "--input", str(film), "--bundle", str(bundle), "--json"]) == 0
@@ -188,7 +201,7 @@ def test_other_versions_and_machines_are_named_when_the_result_is_the_same(
     done = json.loads(captured.out)
     assert done["record"] == 3  # the last one of this input
     changed = {difference["what"]: difference["then"] for difference in done["circumstances"]}
-    assert changed == {"numpy": "1.26.0", "processor": "another", "backend": "cuda", "device": "cuda:0"}
+    assert changed == {"numpy": "1.26.0", "processor": "another", "backend": backend, "device": "cuda:0"}
     assert "not on the record's backend" in captured.err
 
 

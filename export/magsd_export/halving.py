@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import MANIFEST_NAME, MODEL_NAMES, Bundle, load_bundle
-from magsd_runtime.bundle_writing import check_out, list_files, publishing
+from magsd_runtime.bundle_writing import check_out, copy_bundle, list_files, publishing
 from magsd_runtime.errors import DataError, UsageError
 from magsd_runtime.files import write_json
 from magsd_runtime.verification import VerificationReport
@@ -69,9 +68,7 @@ def halve_bundle(
     check_out(out, force)
     real = _real_images(bundle, data, images)
     with publishing(out, force) as folder:
-        for name in bundle.manifest["files"]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, folder / name)
+        copy_bundle(bundle, folder)
         report(f"halving     the trunk's precision; comparing on {len(real.records)} radiographs and synthetic inputs")
         with open_backend(bundle, "cpu") as backend:
             half = add_half(folder, backend.run, bundle.preprocessing.size, real, real.facts)

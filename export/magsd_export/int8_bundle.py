@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from magsd.data import Manifest, Record, read_manifest
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import MANIFEST_NAME, MODEL_NAMES, OUTPUT_NAMES, Bundle, load_bundle
-from magsd_runtime.bundle_writing import check_out, list_files, publishing
+from magsd_runtime.bundle_writing import check_out, copy_bundle, list_files, publishing
 from magsd_runtime.errors import DataError, UsageError, VerificationError
 from magsd_runtime.files import replacing, sha256_file, write_json
 from magsd_runtime.images import read_radiograph
@@ -128,9 +127,7 @@ def quantize_bundle(
             "nothing was written"
         )
     with publishing(out, force) as folder:
-        for name in bundle.manifest["files"]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, folder / name)
+        copy_bundle(bundle, folder)
         write_int8(quantized, folder / MODEL_NAMES["int8"])
         _write_golden(bundle, folder, onnx_network(quantized))
         entry = {

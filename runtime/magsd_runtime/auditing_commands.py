@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RESEARCH_USE, ArtefactError, BackendUnavailableError, UsageError, VerificationError
+from .backend_names import BACKENDS
+from .errors import (
+    RESEARCH_USE,
+    ArtefactError,
+    BackendUnavailableError,
+    EngineError,
+    UsageError,
+    VerificationError,
+)
 from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
 
@@ -58,7 +66,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="FILE", help="the file that was judged")
     parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
     parser.add_argument(
-        "--backend", choices=("same", "auto", "cpu", "cpu-int8", "cuda", "tensorrt"), default="same",
+        "--backend", choices=("same", *BACKENDS), default="same",
         help="same (default): the record's, or where it cannot run here auto, which is then named as a difference",
     )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the record's)")
@@ -154,7 +162,7 @@ def _open(options: Any, record: dict[str, Any], threads: int) -> Pipeline:
         return Pipeline.open(bundle, options.backend, threads=threads, rules=rules)
     try:
         return Pipeline.open(bundle, record["backend"]["name"], threads=threads, rules=rules)
-    except (BackendUnavailableError, UsageError) as error:
+    except (BackendUnavailableError, EngineError, UsageError) as error:
         print(f"magsd replay: not on the record's backend: {error}", file=sys.stderr)
         return Pipeline.open(bundle, "auto", threads=threads, rules=rules)
 

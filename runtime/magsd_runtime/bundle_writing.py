@@ -74,6 +74,23 @@ def publishing(out: Path, force: bool) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def copy_bundle(bundle: Bundle, folder: Path) -> None:
+    """Copy what ``bundle`` lists into ``folder``, to be changed there: as it was when the bundle was opened.
+
+    Raises
+    ------
+    BundleError
+        If a file was altered since: a new list of files must not bless it.
+    OSError
+        If a file cannot be read or written.
+    """
+    for name in bundle.manifest["files"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / name, folder / name)
+    write_json(folder / MANIFEST_NAME, bundle.manifest)
+    load_bundle(folder)
+
+
 def write_calibrated(bundle: Bundle, calibration: Calibration, out: Path, *, force: bool = False) -> Bundle:
     """Copy ``bundle`` to ``out`` with another calibration; nothing of ``bundle`` is touched unless it is ``out``.
 
@@ -92,14 +109,8 @@ def write_calibrated(bundle: Bundle, calibration: Calibration, out: Path, *, for
     check_out(out, force)
     try:
         with publishing(out, force) as folder:
-            files = dict(bundle.manifest["files"])
-            for name in files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.path / name, folder / name)
-            # the copies have the hashes that the bundle was opened with: a new list must not bless a changed file
-            write_json(folder / MANIFEST_NAME, bundle.manifest)
-            load_bundle(folder)
-            if CARD_NAME in files:
+            copy_bundle(bundle, folder)
+            if CARD_NAME in bundle.manifest["files"]:
                 card = folder / CARD_NAME
                 write_text(card, with_section(card.read_text(encoding="utf-8"), calibration))
             manifest = {**bundle.manifest, "calibration": calibration.to_dict(), "files": list_files(folder)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .backend_names import BACKENDS
 from .errors import RESEARCH_USE, UsageError
 from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline, Result
     from .prediction import Prediction, Reason
 
-_BACKENDS = ("auto", "cpu", "cpu-int8", "cuda", "tensorrt")  # as backends.BACKENDS, which --help need not import
 _FAULTS = ("fault", "overlay_failed", "dicom_failed")  # of magsd, not of the image
 _WIDEST_PATH = 48
 
@@ -173,7 +173,7 @@ def doctor(argv: list[str]) -> int:
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--backend", choices=_BACKENDS, default="auto", help="auto (default) takes the fastest that is here"
+        "--backend", choices=BACKENDS, default="auto", help="auto (default) takes the fastest that is here"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
 

@@ -208,7 +208,6 @@ def _bundle() -> str | None:
 
 def _engines(bundle: str | None) -> list[dict[str, Any]]:
     """Of each engine in that bundle: ``plan``, ``fits`` this machine, ``proven`` on it, and ``reason``, a line."""
-
     if bundle is None or not (Path(bundle) / "engines").is_dir():
         return []
     try:

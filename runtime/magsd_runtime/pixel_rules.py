@@ -6,11 +6,11 @@
 Layout: the film is shrunk to 16 x 16, its greys are replaced by their ranks, and a template gives a score to each of
 the 16 ways in which it may lie: turned by quarters, each mirrored or not, positive or negative. Where another way
 than upright has the best score, by a margin, the film is upside down, on its side or a negative. Left and right are
-not told apart: mirrored films do not score lower by enough (docs/acceptance.md has the figures).
+not told apart: mirrored films do not score lower by enough (docs/rules.md has the figures).
 
 The template is linear, so turning the film and turning the template are the same, and a negative has minus the score.
-``benchmarks/layout_template.py`` makes it. Limits were chosen on the same patients' films; docs/acceptance.md has the
-false alarms on other patients' films. What other scores already say is not said again: no rule asks whether the film
+``benchmarks/layout_template.py`` makes it. Limits were chosen on the same patients' films; docs/rules.md has the false
+alarms on other patients' films. What other scores already say is not said again: no rule asks whether the film
 is one.
 """
 
@@ -33,6 +33,7 @@ from .fields import Unusable, number
 from .images import Radiograph
 from .prediction import Reason
 from .preprocessing import Framing
+from .rule_choices import SEVERITIES, read_choices
 
 DEFAULT_SEVERITIES: Mapping[str, Severity] = MappingProxyType(
     {
@@ -106,14 +107,10 @@ class PixelRules:
         """
         if not isinstance(record, dict) or set(record) - {"severity", "limits"}:
             raise UsageError("rules: pixels: expected an object with severity and limits")
-        chosen, limits = record.get("severity", {}), record.get("limits", {})
-        if not isinstance(chosen, dict) or not isinstance(limits, dict):
-            raise UsageError("rules: pixels: severity and limits are objects of name and value")
-        if unknown := set(chosen) - set(DEFAULT_SEVERITIES):
-            raise UsageError(f"rules: {min(unknown)} is no code, expected one of {', '.join(DEFAULT_SEVERITIES)}")
-        for code, severity in chosen.items():
-            if severity not in ("ok", "review", "rejected"):
-                raise UsageError(f"rules: {code} is {str(severity)[:20]!r}, expected ok, review or rejected")
+        severity, limits = record.get("severity", {}), record.get("limits", {})
+        chosen = read_choices(severity, dict.fromkeys(DEFAULT_SEVERITIES, SEVERITIES), "pixels.severity")
+        if not isinstance(limits, dict):
+            raise UsageError("rules: pixels.limits is no object of name and number")
         known = [one.name for one in fields(PixelLimits)]
         if unknown := set(limits) - set(known):
             raise UsageError(f"rules: {min(unknown)} is no limit, expected one of {', '.join(known)}")

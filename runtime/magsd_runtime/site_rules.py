@@ -30,6 +30,7 @@ from .images import Radiograph, has_contrast
 from .pixel_rules import PixelRules
 from .prediction import Reason
 from .preprocessing import Framing
+from .rule_choices import read_choices, short
 from .uncertainty import UncertaintyRules
 
 RULES_SCHEMA = "magsd.rules/1"
@@ -67,25 +68,17 @@ class SiteRules:
         if not isinstance(record, dict):
             raise UsageError("rules: expected an object with schema, header, pixels and model")
         if record.get("schema") != RULES_SCHEMA:
-            raise UsageError(f"rules: schema is {_short(record.get('schema'))}, expected {RULES_SCHEMA!r}")
+            raise UsageError(f"rules: schema is {short(record.get('schema'))}, expected {RULES_SCHEMA!r}")
         if unknown := set(record) - {"schema", "header", "pixels", "model", "uncertainty"}:
-            raise UsageError(f"rules: {_short(min(unknown))} is no part, expected header, pixels, model or uncertainty")
+            raise UsageError(f"rules: {short(min(unknown))} is no part, expected header, pixels, model or uncertainty")
         model = record.get("model", {})
-        if not isinstance(model, dict):
-            raise UsageError("rules: model is no object of code and severity")
-        if "no_contrast" in model:
+        if isinstance(model, dict) and "no_contrast" in model:
             raise UsageError("rules: no_contrast cannot be set: an image of one grey value is always rejected")
-        if unknown := set(model) - set(MODEL_CHOICES):
-            raise UsageError(f"rules: {_short(min(unknown))} is no code, expected one of {', '.join(MODEL_CHOICES)}")
-        for code, chosen in model.items():
-            if chosen not in MODEL_CHOICES[code]:
-                expected = f"{', '.join(MODEL_CHOICES[code][:-1])} or {MODEL_CHOICES[code][-1]}"
-                raise UsageError(f"rules: {code} is {_short(chosen)}, expected {expected}")
         return cls(
             header=Rules.from_dict(record.get("header", {})),
             pixels=PixelRules.from_dict(record.get("pixels", {})),
             uncertainty=UncertaintyRules.from_dict(record.get("uncertainty", {})),
-            **model,
+            **read_choices(model, MODEL_CHOICES, "model"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,9 +155,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise UsageError(f"rules: {_short(next(name for name in names if names.count(name) > 1))} stands there twice")
+        raise UsageError(f"rules: {short(next(name for name in names if names.count(name) > 1))} stands there twice")
     return found
-
-
-def _short(value: Any) -> str:
-    return ascii(value)[:40]

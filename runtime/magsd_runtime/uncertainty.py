@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 from .acceptance import Judgement
 from .calibration_record import Calibration
-from .errors import UsageError
 from .prediction import Decision, PredictionSet, Reason
+from .rule_choices import read_choices
 
 Severity = Literal["ok", "review"]
 CODES = ("near_threshold", "unsure")
@@ -37,14 +37,7 @@ class UncertaintyRules:
         UsageError
             One line: which code or severity is unknown.
         """
-        if not isinstance(record, dict):
-            raise UsageError("rules: uncertainty is no object of code and severity")
-        for code, chosen in record.items():
-            if code not in CODES:
-                raise UsageError(f"rules: {ascii(code)[:40]} is no code, expected one of {', '.join(CODES)}")
-            if chosen not in get_args(Severity):
-                raise UsageError(f"rules: {code} is {ascii(chosen)[:40]}, expected ok or review")
-        return cls(**record)
+        return cls(**read_choices(record, dict.fromkeys(CODES, get_args(Severity)), "uncertainty"))
 
     def to_dict(self) -> dict[str, str]:
         return {code: getattr(self, code) for code in CODES}

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .backend_names import BACKENDS
 from .errors import RESEARCH_USE, UsageError
 from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
@@ -43,7 +44,7 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--queue", type=_positive, default=100, metavar="N", help="files taken at once (default: 100)")
     parser.add_argument(
         "--backend",
-        choices=("auto", "cpu", "cpu-int8", "cuda", "tensorrt"),
+        choices=BACKENDS,
         default="auto",
         help="auto (default) takes the fastest here",
     )

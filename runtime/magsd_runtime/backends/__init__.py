@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backend_names import BACKENDS
 from ..bundle import INPUT_NAME, OUTPUT_NAMES, Bundle
 from ..errors import BackendUnavailableError, MagsdError, MissingExtraError, UsageError, require
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-BACKENDS = ("auto", "cpu", "cpu-int8", "cuda", "tensorrt")
 
 
 class Backend(Protocol):

@@ -15,6 +15,7 @@ from ..acceptance import Judgement, Severity, worst
 from ..errors import UsageError
 from ..fields import Unusable, number
 from ..prediction import Reason
+from ..rule_choices import SEVERITIES, read_choices
 
 DEFAULT_SEVERITIES: Mapping[str, Severity] = MappingProxyType(
     {
@@ -88,14 +89,7 @@ class Rules:
             raise UsageError(f"rules: {error}") from error
         if not 0 <= age <= 150:
             raise UsageError(f"rules: minimum_age is {age:g}, expected years from 0 to 150")
-        chosen = record.get("severity", {})
-        if not isinstance(chosen, dict):
-            raise UsageError("rules: severity is no object of code and severity")
-        if unknown := set(chosen) - set(DEFAULT_SEVERITIES):
-            raise UsageError(f"rules: {min(unknown)} is no code, expected one of {', '.join(DEFAULT_SEVERITIES)}")
-        for code, severity in chosen.items():
-            if severity not in ("ok", "review", "rejected"):
-                raise UsageError(f"rules: {code} is {str(severity)[:20]!r}, expected ok, review or rejected")
+        chosen = read_choices(record.get("severity", {}), dict.fromkeys(DEFAULT_SEVERITIES, SEVERITIES), "severity")
         return cls(age, {**DEFAULT_SEVERITIES, **chosen})
 
 
