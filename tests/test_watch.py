@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 import pytest
 
-import tiny_bundle
 from magsd.cli import main
 from magsd_runtime import audit, outbox, watching
 from magsd_runtime.inbox import Inbox
@@ -30,27 +29,12 @@ from magsd_runtime.pipeline import Pipeline, Result
 from magsd_runtime.prediction import Prediction, Reason
 from magsd_runtime.watch_status import WatchStatus
 from magsd_runtime.watching import MOST_ATTEMPTS, Watcher, WatchSettings
-from watch_trial import NAME, Clock, assert_once, lines, put, results, settle
+from watch_trial import NAME, Clock, assert_once, bundle, lines, pipeline, place, put, results, settle
+
+__all__ = ["bundle", "pipeline", "place"]  # fixtures
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT, ROOT / "runtime"])), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle.build(tmp_path_factory.mktemp("bundle") / "b")
-
-
-@pytest.fixture(scope="module")
-def pipeline(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.open(bundle, "cpu", threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    return tmp_path
 
 
 Make = Callable[..., Watcher]

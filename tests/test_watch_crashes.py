@@ -14,30 +14,14 @@ from typing import Any
 
 import pytest
 
-import tiny_bundle
 import watch_kills
 from magsd_runtime import audit, audit_record, overlay
 from magsd_runtime.files import write_text
 from magsd_runtime.pipeline import Pipeline
 from magsd_runtime.watching import MOST_ATTEMPTS
-from watch_trial import NAME, Clock, assert_once, lines, put, results, settle, watcher_of
+from watch_trial import NAME, Clock, assert_once, bundle, lines, pipeline, place, put, results, settle, watcher_of
 
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle.build(tmp_path_factory.mktemp("bundle") / "b")
-
-
-@pytest.fixture(scope="module")
-def pipeline(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.open(bundle, "cpu", threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    return tmp_path
+__all__ = ["bundle", "pipeline", "place"]  # fixtures
 
 
 _CALLS = ("open", "write", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "symlink", "ftruncate")

@@ -6,14 +6,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dicom_film
-import tiny_bundle
 import watch_kills
 from magsd.cli import main
 from magsd_runtime.dicom_results import writing
@@ -22,31 +20,14 @@ from magsd_runtime.files import write_text
 from magsd_runtime.outbox import Outbox
 from magsd_runtime.pipeline import Pipeline
 from test_watch_crashes import Killed, at_call, memory, quick_overlay, trial
-from watch_trial import Clock, assert_once, lines, put, results, settle, watcher_of
+from watch_trial import Clock, assert_once, bundle, lines, pipeline, place, put, results, settle, watcher_of
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
-__all__ = ["memory", "quick_overlay"]
+__all__ = ["bundle", "memory", "pipeline", "place", "quick_overlay"]  # fixtures
 
 ALL = {"secondary_capture", "structured_report", "presentation_state", "parametric_map"}
 MADE = ("parametric-map-2.25.2.dcm", "secondary-capture-2.25.1.dcm")
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle.build(tmp_path_factory.mktemp("bundle") / "b")
-
-
-@pytest.fixture(scope="module")
-def pipeline(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.open(bundle, "cpu", threads=1) as opened:
-        yield opened
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "in").mkdir()
-    return tmp_path
 
 
 def send(place: Path, name: str = "film", **attributes: Any) -> Path:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import pytest
 
+import tiny_bundle
 from drawn_film import drawn_film
 from magsd_runtime.inbox import Inbox
 from magsd_runtime.outbox import Outbox
@@ -18,6 +21,23 @@ from magsd_runtime.watch_status import WatchStatus
 from magsd_runtime.watching import Watcher, WatchSettings
 
 NAME = "MÜLLER^ANNA_1950-03-07"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle.build(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.open(bundle, "cpu", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return tmp_path
 
 
 class Clock:
