@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -89,31 +90,53 @@ def test_stopped_at_every_step_within_epochs(tmp_path: Path, monkeypatch: pytest
 
 
 def command(data: Path, out: Path) -> list[str]:
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "folds": 2, "epochs": 4}.items()]
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, "folds": 2, "epochs": 6}.items()]
     return [sys.executable, "-m", "magsd.cli", "train", f"--data={data}", f"--out={out}", "--device=cpu",
             "--threads=1", "--resume", *options]  # fmt: skip
+
+
+def files_now(folder: Path) -> dict[str, int]:
+    """The time of each file's last change; files come and go while this looks."""
+    times = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            times[str(path)] = path.stat().st_mtime_ns
+    return times
+
+
+def wait_for_changes(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:
+    """Return once files in ``folder`` were seen to change ``count`` times, or the process has ended."""
+    before = files_now(folder)
+    while count > 0 and process.poll() is None:
+        time.sleep(0.002)
+        now = files_now(folder)
+        count -= now != before
+        before = now
 
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     data = write_tiny_manifest(tmp_path / "data", patients=48)
-    started = time.monotonic()
     subprocess.run(command(data, tmp_path / "whole"), check=True, capture_output=True)
-    whole = time.monotonic() - started
     seed = int(os.environ.get("MAGSD_KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"MAGSD_KILL_SEED={seed}")
     moments, kills = random.Random(seed), 0
-    for _ in range(60):
-        # after six kills the run may end: killing for ever before the first checkpoint proves nothing
-        limit = moments.uniform(0.3, 1.0) * whole if kills < 6 else None
-        process = subprocess.Popen(command(data, tmp_path / "killed"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        try:
-            _, errors = process.communicate(timeout=limit)
-            assert process.returncode == 0, errors.decode()
+    # Counted by what the run has written, not by the clock: most of a run's time is its imports, and how long
+    # they take differs by a factor from one run to the next. An epoch changes about five files; there are twelve.
+    while kills < 6:
+        process = subprocess.Popen(
+            command(data, tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        wait_for_changes(process, tmp_path / "killed", moments.randint(1, 12))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=moments.uniform(0, 0.1))
+        process.kill()  # does nothing to a process that has been waited for
+        _, errors = process.communicate()
+        if process.returncode == 0:
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            kills += 1
-    assert kills >= 2, f"only {kills} kills: MAGSD_KILL_SEED={seed}"
+        assert process.returncode == -signal.SIGKILL, errors.decode()
+        kills += 1
+    # how many fit into the run depends on the machine, the first one always does
+    assert kills >= 1, f"MAGSD_KILL_SEED={seed}"
+    subprocess.run(command(data, tmp_path / "killed"), check=True, capture_output=True)
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed", [0, 1])
