@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,4 +91,4 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 def _temporary_name(path: Path) -> Path:
     # Hidden and random, with the suffix that writers look at, and never longer than a name may be
-    return path.with_name(f".{path.name[:32]}.{secrets.token_hex(6)}{path.suffix[:16]}")
+    return path.with_name(f".{path.name[:32]}.{os.urandom(6).hex()}{path.suffix[:16]}")
