@@ -1,4 +1,4 @@
-"""INT8 against FP32: what it changes on real films, and how fast ONNX Runtime and OpenVINO run both.
+"""INT8 against FP32: what it changes on real films, and how fast ONNX Runtime and OpenVINO run both, and FP16.
 
     python benchmarks/int8.py accuracy [--bundle B] [--data M.csv] [--json FILE]
     python benchmarks/int8.py speed [--bundle B] [--data M.csv] [--network shipped|resnet50] [--left 0.2] [--json FILE]
@@ -33,7 +33,7 @@ from magsd.data import read_manifest
 from magsd_export.int8 import Calibrated, calibrate, quantize, write_int8
 from magsd_export.int8_bundle import ALONE, divide
 from magsd_export.int8_choice import Effect, Reference, rank
-from magsd_export.precision import onnx_network
+from magsd_export.precision import onnx_network, write_half
 from magsd_export.sources import RealImages
 from magsd_runtime.bundle import INPUT_NAME, OUTPUT_NAMES, Bundle, load_bundle
 from magsd_runtime.errors import MagsdError
@@ -41,7 +41,7 @@ from magsd_runtime.shipped import choose_bundle
 from scores import default_data_root
 from timing import describe, machine, save
 
-ENGINES = ("ort-fp32", "ort-int8", "openvino-fp32", "openvino-bf16", "openvino-int8")
+ENGINES = ("ort-fp32", "ort-fp16", "ort-int8", "openvino-fp32", "openvino-bf16", "openvino-int8")
 BASELINE = ENGINES[0]
 LEFT = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # shares of the convolutions that stay in float
 IMAGES = 4  # a turn
@@ -76,7 +76,7 @@ def openvino_network(path: Path, threads: int, precision: str) -> Run:
 def open_engine(engine: str, folder: Path, threads: int) -> Run:
     """An engine of :data:`ENGINES` on the files in ``folder``."""
     library, _, precision = engine.partition("-")
-    path = folder / ("int8.onnx" if precision == "int8" else "fp32.onnx")
+    path = folder / (f"{precision}.onnx" if precision in ("int8", "fp16") else "fp32.onnx")
     if library == "openvino":
         return openvino_network(path, threads, "bf16" if precision == "bf16" else "f32")
     import onnx
@@ -196,7 +196,7 @@ def accuracy(bundle: Bundle, films: dict[str, list[NDArray[np.float32]]]) -> dic
 def prepare(
     network: str, bundle: Bundle, films: dict[str, list[NDArray[np.float32]]], folder: Path, left: float
 ) -> None:
-    """Write what `speed` runs: fp32.onnx, int8.onnx with a share ``left`` of its layers in float, images.npy."""
+    """Write what `speed` runs: fp32.onnx, fp16.onnx, int8.onnx with a share ``left`` of its layers in float, images.npy."""
     np.save(folder / "images.npy", np.stack(films["check"][:IMAGES]))
     source = folder / "fp32.onnx"
     if network == "resnet50":
@@ -210,6 +210,7 @@ def prepare(
         export_onnx(model, bundle.preprocessing, source, {"magsd.model": "random weights"})
     else:
         source.write_bytes(bundle.model_path.read_bytes())
+    write_half(source, folder / "fp16.onnx")
     if left:  # of random weights no layer is worse than another: only the box's network is ordered
         calibrated, layers = ordered(bundle, films)
         write_int8(quantize(calibrated, layers[: round(left * len(layers))]), folder / "int8.onnx")

@@ -30,8 +30,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "build a TensorRT engine of a bundle on the GPU that will run it",
     ),
     "verify": (
-        "magsd_runtime.commands:verify",
-        "prove on this machine that a bundle computes what it should",
+        "magsd_runtime.verifying_commands:verify",
+        "prove that a bundle computes here what it should, or compare two of its networks",
     ),
     "calibrate": ("magsd_runtime.commands:calibrate", "fit a bundle's probabilities and thresholds to a site's cases"),
     "infer": ("magsd_runtime.commands:infer", "class, probabilities and where the network looked, per image"),

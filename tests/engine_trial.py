@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import tiny_bundle
+from fake_gpu import FakeCuda, FakeEngine
 from magsd_export.halving import halve_bundle
+from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
-from magsd_runtime.engines import passport
+from magsd_runtime.engines import cuda, making, passport
 from magsd_runtime.engines.building import Plan, Profile, build_plan
 from magsd_runtime.engines.library import Library, find_library
 from magsd_runtime.engines.passport import (
@@ -26,6 +28,7 @@ from magsd_runtime.errors import (
 
 A_GPU = Machine("Linux x86_64", "NVIDIA Test 3060", "8.6", "580.95.05", None)
 NO_GPU = Machine("Linux x86_64", None, None, None, "there is no NVIDIA driver")
+tensorrt_rtx: Any
 try:
     import tensorrt_rtx
 
@@ -82,3 +85,79 @@ def on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine is the one of ``an_engine``, as far as can be asked."""
     monkeypatch.setattr(passport, "this_machine", lambda: A_GPU)
     monkeypatch.setattr(passport, "installed_version", lambda name: {"tensorrt": "10.13.3.9"}.get(name))
+
+
+class GpuLibrary:
+    """TensorRT-RTX as far as building goes, under TensorRT's name, with its timing cache; running is a stand-in."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.caches = engine, []
+        engine.float = tensorrt_rtx.DataType.FLOAT
+        engine.input, engine.output = tensorrt_rtx.TensorIOMode.INPUT, tensorrt_rtx.TensorIOMode.OUTPUT
+        library = self
+
+        class Config:
+            def __init__(self, real: Any) -> None:
+                self.real = real
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.real, name)
+
+            def create_timing_cache(self, content: bytes) -> Any:
+                library.caches.append(content)
+                return Cache(content)
+
+            def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+                assert ignore_mismatch is False
+                return cache.content in (b"", b"timings 1")
+
+        class Cache:
+            def __init__(self, content: bytes) -> None:
+                self.content = content
+
+            def serialize(self) -> bytes:
+                return b"timings 1"
+
+        class Builder:
+            def __init__(self, logger: Any) -> None:
+                self.real = tensorrt_rtx.Builder(logger)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.real, name)
+
+            def create_builder_config(self) -> Config:
+                return Config(self.real.create_builder_config())
+
+            def build_serialized_network(self, network: Any, config: Config) -> Any:
+                config.real.num_compute_capabilities = 1
+                config.real.set_compute_capability(tensorrt_rtx.ComputeCapability.SM86, 0)
+                return self.real.build_serialized_network(network, config.real)
+
+        class Runtime:
+            def __init__(self, logger: Any) -> None: ...
+
+            def deserialize_cuda_engine(self, content: bytes) -> FakeEngine:
+                assert content[:4] == b"vtrt"
+                return engine
+
+        self.Builder, self.Runtime = Builder, Runtime
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tensorrt_rtx, name)
+
+
+@pytest.fixture
+def gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> GpuLibrary:
+    import magsd_runtime.backends.tensorrt_engine as engine_module
+
+    driver = FakeCuda()
+    cpu = open_backend(bundle, "cpu")
+    library = GpuLibrary(FakeEngine(driver, cpu.run, 224, (1, 4)))
+    found = Library("tensorrt", "10.13.3.9", library)
+    monkeypatch.setattr(cuda, "_load", lambda: driver)
+    monkeypatch.setattr(making, "find_library", lambda *_, **__: found)
+    monkeypatch.setattr(engine_module, "find_library", lambda *_, **__: found)
+    monkeypatch.setattr(passport, "installed_version", lambda name: "10.13.3.9")
+    for module in (making, engine_module, passport):
+        monkeypatch.setattr(module, "this_machine", lambda: A_GPU)
+    return library

@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 
 import tiny_bundle
-from engine_trial import A_GPU, an_engine, bundle, halved, needs_rtx, on_the_gpu, tensorrt_rtx
-from fake_gpu import FakeCuda, FakeEngine
+from engine_trial import A_GPU, GpuLibrary, an_engine, bundle, gpu, halved, needs_rtx, on_the_gpu
 from magsd.cli import main
 from magsd_runtime.backends import open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
 from magsd_runtime.doctor import examine, format_report
-from magsd_runtime.engines import cuda, making, passport
+from magsd_runtime.engines import passport
 from magsd_runtime.engines.building import Profile
 from magsd_runtime.engines.library import Library
 from magsd_runtime.engines.making import make_engine, measure_parity
@@ -38,7 +37,7 @@ from magsd_runtime.errors import (
 )
 from magsd_runtime.hardware import cuda_driver
 
-__all__ = ["an_engine", "bundle", "halved", "on_the_gpu"]  # fixtures
+__all__ = ["an_engine", "bundle", "gpu", "halved", "on_the_gpu"]  # fixtures
 
 
 def test_by_name_without_an_engine_the_command_is_named(bundle: Bundle) -> None:
@@ -87,82 +86,6 @@ def test_auto_never_opens_an_engine_that_was_not_compared(
 
 
 # The whole way on a GPU, with its driver and the running of the engine in main memory.
-
-
-class GpuLibrary:
-    """TensorRT-RTX as far as building goes, under TensorRT's name, with its timing cache; running is a stand-in."""
-
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine, self.caches = engine, []
-        engine.float = tensorrt_rtx.DataType.FLOAT
-        engine.input, engine.output = tensorrt_rtx.TensorIOMode.INPUT, tensorrt_rtx.TensorIOMode.OUTPUT
-        library = self
-
-        class Config:
-            def __init__(self, real: Any) -> None:
-                self.real = real
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.real, name)
-
-            def create_timing_cache(self, content: bytes) -> Any:
-                library.caches.append(content)
-                return Cache(content)
-
-            def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
-                assert ignore_mismatch is False
-                return cache.content in (b"", b"timings 1")
-
-        class Cache:
-            def __init__(self, content: bytes) -> None:
-                self.content = content
-
-            def serialize(self) -> bytes:
-                return b"timings 1"
-
-        class Builder:
-            def __init__(self, logger: Any) -> None:
-                self.real = tensorrt_rtx.Builder(logger)
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.real, name)
-
-            def create_builder_config(self) -> Config:
-                return Config(self.real.create_builder_config())
-
-            def build_serialized_network(self, network: Any, config: Config) -> Any:
-                config.real.num_compute_capabilities = 1
-                config.real.set_compute_capability(tensorrt_rtx.ComputeCapability.SM86, 0)
-                return self.real.build_serialized_network(network, config.real)
-
-        class Runtime:
-            def __init__(self, logger: Any) -> None: ...
-
-            def deserialize_cuda_engine(self, content: bytes) -> FakeEngine:
-                assert content[:4] == b"vtrt"
-                return engine
-
-        self.Builder, self.Runtime = Builder, Runtime
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(tensorrt_rtx, name)
-
-
-@pytest.fixture
-def gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> GpuLibrary:
-    import magsd_runtime.backends.tensorrt_engine as engine_module
-
-    driver = FakeCuda()
-    cpu = open_backend(bundle, "cpu")
-    library = GpuLibrary(FakeEngine(driver, cpu.run, 224, (1, 4)))
-    found = Library("tensorrt", "10.13.3.9", library)
-    monkeypatch.setattr(cuda, "_load", lambda: driver)
-    monkeypatch.setattr(making, "find_library", lambda *_, **__: found)
-    monkeypatch.setattr(engine_module, "find_library", lambda *_, **__: found)
-    monkeypatch.setattr(passport, "installed_version", lambda name: "10.13.3.9")
-    for module in (making, engine_module, passport):
-        monkeypatch.setattr(module, "this_machine", lambda: A_GPU)
-    return library
 
 
 @needs_rtx

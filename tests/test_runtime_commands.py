@@ -31,6 +31,7 @@ from magsd_runtime import doctor as doctor_module
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import BundleError, UsageError
 from magsd_runtime.naming import output_names
+from magsd_runtime.verifying_commands import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -424,7 +425,7 @@ def test_verify_of_nothing_is_exit_4(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["verify", str(tmp_path / "none")]) == 4
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(BundleError):
-        commands.verify([str(tmp_path)])
+        verify([str(tmp_path)])
 
 
 # --- doctor ----------------------------------------------------------------------------------------

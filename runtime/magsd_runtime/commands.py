@@ -1,4 +1,4 @@
-"""The runtime's verbs: infer, verify, calibrate, doctor. Parse, call the library, print, return the exit code."""
+"""The runtime's verbs: infer, calibrate, doctor. Parse, call the library, print, return the exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def infer(argv: list[str]) -> int:
     parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
     add_rules(parser)
-    _add_backend(parser)
+    add_backend(parser)
     options = parser.parse_args(argv)
     rules = chosen_rules(options)
 
@@ -77,35 +77,6 @@ def infer(argv: list[str]) -> int:
         return _run(pipeline, images, names, show, output, options.dicom_out)
 
 
-def verify(argv: list[str]) -> int:
-    """``magsd verify``: prove on this machine that a bundle computes what it should."""
-    parser = argparse.ArgumentParser(
-        prog="magsd verify",
-        description="Prove on this machine that a bundle computes what it computed where it was made. " + RESEARCH_USE,
-        epilog="Exit code 4: a file is damaged; 5: the outputs differ by more than is allowed.",
-    )
-    parser.add_argument(
-        "bundle", nargs="?", metavar="BUNDLE",
-        help="folder that magsd export wrote (default: $MAGSD_BUNDLE, or the one in the box)",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    _add_backend(parser)
-    options = parser.parse_args(argv)
-
-    from .backends import open_backend
-    from .bundle import load_bundle
-    from .errors import VerificationError
-    from .verification import verify_bundle
-
-    bundle = load_bundle(choose_bundle(options.bundle))
-    with open_backend(bundle, options.backend, threads=options.threads) as backend:
-        report = verify_bundle(bundle, backend)
-    print(json.dumps(report.to_dict(), allow_nan=False) if options.json else report.format(), flush=True)
-    if report.passed:
-        return 0
-    return VerificationError.exit_code
-
-
 def calibrate(argv: list[str]) -> int:
     """``magsd calibrate``: a bundle's temperature and operating points from a site's own cases."""
     parser = argparse.ArgumentParser(
@@ -133,7 +104,7 @@ def calibrate(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show the figures, write nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_rules(parser)
-    _add_backend(parser)
+    add_backend(parser)
     options = parser.parse_args(argv)
     rules = chosen_rules(options)
 
@@ -171,7 +142,7 @@ def doctor(argv: list[str]) -> int:
     return 0
 
 
-def _add_backend(parser: argparse.ArgumentParser) -> None:
+def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="auto (default) takes the fastest that is here"
     )

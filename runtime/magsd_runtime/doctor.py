@@ -206,6 +206,12 @@ def _bundle() -> str | None:
         return None
 
 
+_PROOFS = {
+    "passed": "compared on this GPU",
+    "failed": "magsd verify --compare found it outside its limits, auto does not choose it",
+}
+
+
 def _engines(bundle: str | None) -> list[dict[str, Any]]:
     """Of each engine in that bundle: ``plan``, ``fits`` this machine, ``proven`` on it, and ``reason``, a line."""
     if bundle is None or not (Path(bundle) / "engines").is_dir():
@@ -221,7 +227,7 @@ def _engines(bundle: str | None) -> list[dict[str, Any]]:
         return [{"plan": None, "fits": False, "proven": False, "reason": str(error)}]
     found = [{"plan": None, "fits": False, "proven": False, "reason": str(error)} for error in broken]
     for passport in passports:
-        proof = "compared on this GPU" if passport.proven else "never compared on a GPU, auto does not choose it"
+        proof = _PROOFS.get(str(passport.parity.get("status")), "never compared on a GPU, auto does not choose it")
         fits, reason = True, f"{passport.plan}: may run here ({passport.title}, {passport.precision}, {proof})"
         try:
             check_engine(loaded, passport, machine)

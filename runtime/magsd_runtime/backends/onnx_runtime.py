@@ -15,11 +15,17 @@ from ..bundle import INPUT_NAME, OUTPUT_NAMES, Bundle
 from ..errors import BackendUnavailableError, BundleError, MagsdError
 from . import import_onnxruntime
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cpu-int8": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cpu-int8": "CPUExecutionProvider",
+    "cpu-fp16": "CPUExecutionProvider",  # not offered by --backend: for its rounding, which magsd verify looks at
+    "cuda": "CUDAExecutionProvider",
+}
+PRECISIONS = {"cpu-int8": "int8", "cpu-fp16": "fp16"}  # of the others fp32
 
 
 class OnnxRuntimeBackend:
-    """One session on ``model.onnx``, or with cpu-int8 on ``model.int8.onnx``; ``name`` is cpu, cpu-int8 or cuda.
+    """One session on ``model.onnx``, ``model.int8.onnx`` or ``model.fp16.onnx``; ``name``: one of :data:`PROVIDERS`.
 
     See ``backends.open_backend``.
     """
@@ -28,7 +34,7 @@ class OnnxRuntimeBackend:
         ort = import_onnxruntime()
         self.name = name
         self.device = "cuda:0" if name == "cuda" else "cpu"
-        self.precision = "int8" if name == "cpu-int8" else "fp32"
+        self.precision = PRECISIONS.get(name, "fp32")
         model = _model_path(bundle, name)
         self._session: Any = _open_session(ort, model, name, threads or available_cores())
         inputs = [value.name for value in self._session.get_inputs()]
@@ -60,13 +66,13 @@ def available_cores() -> int:
 
 
 def _model_path(bundle: Bundle, name: str) -> Path:
-    """The network's file; ``cpu-int8`` asks for one that not every bundle has."""
-    if name != "cpu-int8":
+    """The network's file; cpu-int8 and cpu-fp16 ask for one that not every bundle has."""
+    if name not in PRECISIONS:
         return bundle.model_path
     try:
-        return bundle.onnx_file("int8")[0]
+        return bundle.onnx_file(PRECISIONS[name])[0]
     except BundleError as error:
-        raise BackendUnavailableError(f"backend cpu-int8: {error}") from error
+        raise BackendUnavailableError(f"backend {name}: {error}") from error
 
 
 def _open_session(ort: Any, model: Path, name: str, threads: int) -> Any:

@@ -1,0 +1,109 @@
+"""``magsd verify``: golden inputs on this machine, or two networks against each other. Parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .commands import add_backend
+from .errors import RESEARCH_USE, UsageError, VerificationError
+from .shipped import choose_bundle
+
+if TYPE_CHECKING:
+    from .deciding import DecisionReport
+    from .verification import VerificationReport
+
+
+def verify(argv: list[str]) -> int:
+    """``magsd verify``: prove on this machine that a bundle computes what it should."""
+    parser = argparse.ArgumentParser(
+        prog="magsd verify",
+        description="Prove on this machine that a bundle computes what it computed where it was made; with --compare, "
+        "that two of its networks come to the same decisions. " + RESEARCH_USE,
+        epilog="Exit code 4: a file is damaged; 5: the outputs or decisions differ by more than is allowed.",
+    )
+    parser.add_argument(
+        "bundle", nargs="?", metavar="BUNDLE",
+        help="folder that magsd export wrote (default: $MAGSD_BUNDLE, or the one in the box)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", metavar="A,B",
+        help="two of torch, fp32, fp16, int8, cuda, engine: from the file of a film to its boxes",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", type=Path, metavar="M.csv", help="with --compare: these films (default: the bundle's golden inputs)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="with --data: N films, evenly from the whole")
+    parser.add_argument(
+        "--run", type=Path, metavar="RUN", help="with --compare torch: the run, fold or checkpoint of the bundle"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_backend(parser)
+    options = parser.parse_args(argv)
+    if options.compare is not None:
+        return _compare(options)
+    for name in ("data", "limit", "run"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} goes with --compare")
+
+    from .backends import open_backend
+    from .bundle import load_bundle
+    from .verification import verify_bundle
+
+    bundle = load_bundle(choose_bundle(options.bundle))
+    with open_backend(bundle, options.backend, threads=options.threads) as backend:
+        report = verify_bundle(bundle, backend)
+    return _show(report, as_json=options.json)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    names = options.compare.split(",")
+    if len(names) != 2 or names[0] == names[1]:
+        raise UsageError(f"--compare is {options.compare!r}: expected two, such as fp32,engine")
+    if options.backend != "auto":
+        raise UsageError("--backend goes without --compare, which names what is run")
+    if options.run is not None and "torch" not in names:
+        raise UsageError("--run goes with --compare torch")
+    if options.limit is not None and (options.data is None or options.limit < 1):
+        raise UsageError("--limit goes with --data, and is 1 or more")
+
+    from .bundle import load_bundle
+    from .deciding import compare_sides, golden_films, manifest_films, open_side, record_outcome
+
+    bundle = load_bundle(choose_bundle(options.bundle))
+    films, source = golden_films(bundle), "golden inputs"
+    if options.data is not None:
+        films, source = manifest_films(options.data), options.data.name
+        if options.limit is not None and options.limit < len(films):
+            films = [films[number * len(films) // options.limit] for number in range(options.limit)]
+    with contextlib.ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_side(name, bundle, run=options.run, threads=options.threads)) for name in names
+        ]
+        step = stack.enter_context(_progress(len(films)))
+        report = compare_sides(bundle, opened[0][0], opened[1][0], films, source=source, step=step)
+    for _, passport in opened:
+        if passport is not None:
+            record_outcome(bundle, passport, report)
+    return _show(report, as_json=options.json)
+
+
+@contextlib.contextmanager
+def _progress(count: int) -> Iterator[Callable[[], object]]:
+    if count < 20 or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=count, unit="film", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
+        yield lambda: bar.update()
+
+
+def _show(report: VerificationReport | DecisionReport, *, as_json: bool) -> int:
+    print(json.dumps(report.to_dict(), allow_nan=False) if as_json else report.format(), flush=True)
+    return 0 if report.passed else VerificationError.exit_code

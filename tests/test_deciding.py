@@ -1,0 +1,417 @@
+"""``magsd verify --compare``: two networks from the file of a film to its boxes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny_bundle
+from engine_trial import bundle, gpu, halved, needs_rtx
+from magsd.cli import main
+from magsd_runtime.backends import CheckedBackend, open_backend
+from magsd_runtime.bundle import Bundle
+from magsd_runtime.deciding import (
+    DecisionReport,
+    Side,
+    compare_sides,
+    golden_films,
+    hostile_files,
+    manifest_films,
+    open_side,
+)
+from magsd_runtime.decision_parity import (
+    ALLOWED,
+    Seen,
+    Totals,
+    allowed_between,
+    box_overlap,
+    compare_film,
+    rank_correlation,
+)
+from magsd_runtime.doctor import examine, format_report
+from magsd_runtime.engines.building import Profile
+from magsd_runtime.engines.making import make_engine
+from magsd_runtime.engines.passport import read_passports
+from magsd_runtime.errors import DataError, UsageError
+from magsd_runtime.parity import BEYOND_RANGE, hostile_inputs
+from magsd_runtime.prediction import Box, Decision, Finding, Prediction
+from tiny_export import write_run
+
+__all__ = ["bundle", "gpu", "halved"]  # fixtures
+
+Outputs = dict[str, np.ndarray]
+
+
+class Tampered:
+    """The bundle's own network, whose outputs ``change`` alters."""
+
+    name, device, reason = "cpu", "cpu", "a test"
+
+    def __init__(self, bundle: Bundle, change: Callable[[Outputs], Outputs], precision: str = "fp32") -> None:
+        self.inner, self.change, self.precision = open_backend(bundle, "cpu", threads=1), change, precision
+
+    def run(self, images: np.ndarray) -> Outputs:
+        return self.change({name: values.copy() for name, values in self.inner.run(images).items()})
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """A manifest of six pictures and a file that is none; one picture is named twice, as with two boxes."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[0:200, 0:180]
+    lines = ["path,label,patient"]
+    for number in range(6):
+        centre = rng.uniform(40, 140, 2)
+        blob = 120 * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 800)
+        picture = np.clip(60 + blob + rng.normal(0, 12, x.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+        lines.append(f"{number}.png,normal,p{number}")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
+    lines += ["torn.png,normal,p9", "0.png,normal,p0"]
+    (tmp_path / "films.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "films.csv"
+
+
+def compared(bundle: Bundle, films: Path, change: Callable[[Outputs], Outputs], precision: str = "fp32") -> Any:
+    with open_side("fp32", bundle, threads=1) as (first, _):
+        other = cast(CheckedBackend, Tampered(bundle, change, precision))
+        second = Side("cuda", bundle, other)
+        return compare_sides(bundle, first, second, manifest_films(films), source="films.csv")
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def slow_ranks(values: list[float]) -> list[float]:
+    """1 for the smallest; equal values share the mean of the places that they take."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2 for value in values
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
+def test_rank_correlation_is_that_of_the_ranks(pairs: list[tuple[int, int]]) -> None:
+    first, second = [float(a) for a, _ in pairs], [float(b) for _, b in pairs]
+    found = rank_correlation(np.array([first]), np.array([second]))
+    if len(set(first)) == 1 and len(set(second)) == 1:
+        assert found is None
+        return
+    if len(set(first)) == 1 or len(set(second)) == 1:
+        assert found == 0.0
+        return
+    one, other = slow_ranks(first), slow_ranks(second)
+    mean = (len(pairs) + 1) / 2
+    above = sum((a - mean) * (b - mean) for a, b in zip(one, other))
+    below = math.sqrt(sum((a - mean) ** 2 for a in one) * sum((b - mean) ** 2 for b in other))
+    assert found == pytest.approx(above / below, abs=1e-12)
+
+
+def test_rank_correlation_ignores_scale_and_sees_order() -> None:
+    heat = np.random.default_rng(0).random((7, 7))
+    assert rank_correlation(heat, np.exp(5 * heat)) == pytest.approx(1.0)
+    assert rank_correlation(heat, -heat) == pytest.approx(-1.0)
+    with pytest.raises(ValueError, match="expected one shape"):
+        rank_correlation(heat, heat[:3])
+
+
+boxes = st.lists(
+    st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 6), st.integers(1, 6)), min_size=0, max_size=3
+)
+
+
+def as_findings(found: list[tuple[int, int, int, int]]) -> tuple[Finding, ...]:
+    return tuple(Finding(Box(x, y, x + w, y + h), 1.0, 0.1) for x, y, w, h in found)
+
+
+def slow_overlap(first: list[tuple[int, int, int, int]], second: list[tuple[int, int, int, int]]) -> float:
+    """Pixel by pixel; pairs are taken off the lists, the one with the largest overlap first."""
+    if not first and not second:
+        return 1.0
+
+    def pixels(box: tuple[int, int, int, int]) -> set[tuple[int, int]]:
+        x, y, w, h = box
+        return {(column, row) for column in range(x, x + w) for row in range(y, y + h)}
+
+    left, right, total = list(enumerate(first)), list(enumerate(second)), 0.0
+    while left and right:
+        best = None
+        for a in left:
+            for b in right:
+                overlap = len(pixels(a[1]) & pixels(b[1])) / len(pixels(a[1]) | pixels(b[1]))
+                if best is None or overlap > best[0]:
+                    best = (overlap, a, b)
+        assert best is not None
+        total += best[0]
+        left.remove(best[1])
+        right.remove(best[2])
+    return total / max(len(first), len(second))
+
+
+@settings(max_examples=80, deadline=None)
+@given(boxes, boxes)
+def test_box_overlap_is_that_of_the_pixels(first: Any, second: Any) -> None:
+    assert box_overlap(as_findings(first), as_findings(second)) == pytest.approx(slow_overlap(first, second))
+
+
+def prediction(label: str, share: float, positive: bool = True, status: Any = "ok") -> Prediction:
+    other = {"a": "b", "b": "a"}[label]
+    decision = Decision("a", share if label == "a" else 1 - share, "point", 0.5, positive)
+    return Prediction(
+        "x", status, label=label, probability=share, probabilities={label: share, other: 1 - share}, decision=decision
+    )
+
+
+def test_a_flip_between_equal_classes_is_a_tie_and_no_flip() -> None:
+    allowed, totals = ALLOWED["fp32"], Totals()
+    near = compare_film("near", Seen(prediction("a", 0.5005)), Seen(prediction("b", 0.5001)), allowed)
+    far = compare_film("far", Seen(prediction("a", 0.52)), Seen(prediction("b", 0.5001)), allowed)
+    crossed = compare_film("crossed", Seen(prediction("a", 0.6)), Seen(prediction("a", 0.6, positive=False)), allowed)
+    assert (near.tie, far.tie, crossed.tie) == (True, False, False)
+    for film in (near, far, crossed):
+        totals.add(film)
+    assert (totals.flips, totals.ties, totals.crossings) == (1, 1, 1)
+    assert totals.share(totals.flips) == pytest.approx(2 / 3)
+    assert totals.probability.worst == pytest.approx(0.52 - (1 - 0.5001))
+    failures = totals.failures(allowed)
+    assert any(line.startswith("labels agree on 0.6667 of 3 films") for line in failures)
+    assert any(line.startswith("decisions at the operating point agree on 0.6667") for line in failures)
+
+
+def test_the_coarser_precision_decides() -> None:
+    assert allowed_between("fp16", "fp32") is allowed_between("fp32", "fp16") is ALLOWED["fp16"]
+    assert allowed_between("int8", "fp16") is ALLOWED["int8"]
+    for strict, loose in (("fp32", "fp16"), ("fp16", "int8")):
+        a, b = ALLOWED[strict], ALLOWED[loose]
+        assert a.probability < b.probability
+        assert all(getattr(a, name) >= getattr(b, name) for name in ("labels", "decisions", "statuses", "boxes"))
+
+
+# --- two sides -----------------------------------------------------------------------------------
+
+
+def test_the_same_network_twice_agrees_to_the_bit(bundle: Bundle, films: Path) -> None:
+    report = compared(bundle, films, lambda outputs: outputs)
+    assert report.passed, report.failures
+    assert report.films.films == 7  # each picture once
+    assert 3 <= report.films.judged < 7  # the torn file is refused by both, and a picture that is too little of a film
+    assert report.films.probability.worst == 0
+    assert report.films.correlation.worst == pytest.approx(1.0)
+    assert report.films.boxes.worst == 1.0
+    assert report.files.statuses == 0
+    assert [made.name for made in report.inputs] == list(hostile_inputs(224))
+    assert all(made.judged for made in report.inputs)
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["passed"] is True
+
+
+def shifted(outputs: Outputs) -> Outputs:
+    outputs["logits"] += np.array([0, 0.02, 0], np.float32)
+    return outputs
+
+
+def jumped(outputs: Outputs) -> Outputs:
+    outputs["logits"] *= 0.5
+    return outputs
+
+
+def turned(outputs: Outputs) -> Outputs:
+    outputs["attention"] = outputs["attention"][..., ::-1].copy()
+    return outputs
+
+
+def swapped(outputs: Outputs) -> Outputs:
+    outputs["logits"] = outputs["logits"][:, ::-1].copy()
+    return outputs
+
+
+def broken(outputs: Outputs) -> Outputs:
+    outputs["logits"][:] = np.nan
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (shifted, ("logits differs by up to",)),
+        (jumped, ("a probability differs by", "logits differs by up to")),
+        (turned, ("the heat maps' rank correlation is", "the findings' overlap is", "attention differs by")),
+        (swapped, ("labels agree on", "logits differs by")),
+        (
+            broken,
+            ("statuses agree on", "labels agree on", "logits differs by up to inf", "hostile input noise: is not"),
+        ),
+    ],
+)
+def test_a_network_that_differs_is_found_out(
+    bundle: Bundle, films: Path, change: Callable[[Outputs], Outputs], expected: tuple[str, ...]
+) -> None:
+    report = compared(bundle, films, change)
+    assert not report.passed
+    for beginning in expected:
+        assert any(line.startswith(beginning) for line in report.failures), (beginning, report.failures)
+    assert "FAILED: " in report.format()
+    assert "PASSED" not in report.format()
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_what_is_allowed_in_half_precision_is_not_in_float32(bundle: Bundle, films: Path) -> None:
+    assert not compared(bundle, films, shifted).passed
+    report = compared(bundle, films, shifted, "fp16")
+    assert report.passed, report.failures
+    assert {made.name for made in report.inputs if not made.judged} == set(BEYOND_RANGE)
+
+
+def test_a_crash_of_one_side_is_a_film_that_differs(bundle: Bundle, films: Path) -> None:
+    def crash(outputs: Outputs) -> Outputs:
+        if outputs["logits"][0, 0] != quiet:
+            raise RuntimeError("as if the device was lost")
+        return outputs
+
+    quiet = 0.0
+    with open_side("fp32", bundle, threads=1) as (first, _):
+        second = Side("cuda", bundle, cast(CheckedBackend, Tampered(bundle, crash)))
+        film = compare_film("x", first.see(films.parent / "0.png"), second.see(films.parent / "0.png"), first_allowed())
+    assert film.status[1] == "error (fault)"
+    assert not film.same_status
+    assert not film.same_label
+    assert film.outputs["logits"][0] == math.inf
+
+
+def first_allowed() -> Any:
+    return ALLOWED["fp32"]
+
+
+def test_hostile_files_are_written_and_readable(tmp_path: Path) -> None:
+    written = list(hostile_files(tmp_path))
+    assert len({name for name, _ in written}) == len(written) == 10
+    for _, path in written:
+        assert np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)).shape == (256, 256)
+
+
+def test_films_of_a_manifest_and_of_the_bundle(bundle: Bundle, films: Path, tmp_path: Path) -> None:
+    named = manifest_films(films)
+    assert [name for name, _ in named] == [*(f"{number}.png" for number in range(6)), "torn.png"]
+    assert all(path == films.parent / name for name, path in named)
+    assert {name for name, _ in golden_films(bundle)} == {f"golden {name}" for name in tiny_bundle.GOLDEN}
+    (tmp_path / "bad.csv").write_text("path,label,patient\n,normal,p\n")
+    with pytest.raises(DataError, match="line 2"):
+        manifest_films(tmp_path / "bad.csv")
+    (tmp_path / "empty.csv").write_text("path,label,patient\n")
+    with pytest.raises(DataError, match="names no image"):
+        manifest_films(tmp_path / "empty.csv")
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_magsd_verify_compare(bundle: Bundle, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["verify", str(bundle.path), "--compare", "fp32,fp16", "--threads", "1"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "films               2 of golden inputs, " in shown
+    assert shown.splitlines()[-2:] == ["PASSED", "Research use only. Not for clinical use."]
+    assert main([*arguments, "--data", str(films), "--limit", "3", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["schema"] == "magsd.decisions/1"
+    assert record["films"]["films"] == 3
+    assert record["second"] == {"side": "fp16", "backend": "cpu-fp16", "device": "cpu", "precision": "fp16"}
+    assert 0 < record["films"]["probability_difference"]["worst"] < 0.05  # half precision does round
+    assert record["films"]["outputs"]["logits"]["share_of_tolerance"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--compare", "fp32"], 2, "expected two, such as fp32,engine"),
+        (["--compare", "fp32,fp32"], 2, "expected two"),
+        (["--compare", "fp32,bf16"], 2, "names 'bf16': expected two of torch, fp32"),
+        (["--compare", "fp32,torch"], 2, "--compare torch needs --run"),
+        (["--compare", "fp32,fp16", "--run", "x"], 2, "--run goes with --compare torch"),
+        (["--compare", "fp32,fp16", "--backend", "cpu"], 2, "--backend goes without --compare"),
+        (["--compare", "fp32,fp16", "--limit", "3"], 2, "--limit goes with --data"),
+        (["--data", "x.csv"], 2, "--data goes with --compare"),
+        (["--compare", "fp32,int8"], 6, "has no network in int8"),
+        (["--compare", "fp32,engine"], 6, "has no engine: magsd engine"),
+        (["--compare", "fp32,fp16", "--data", "none.csv"], 2, "none.csv: cannot be read"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    bundle: Bundle, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert main(["verify", str(bundle.path), *arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_torch_against_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {"loss": 0.5, "accuracy": 0.7, "auc": 0.8}
+    run = write_run(tmp_path / "run", tmp_path / "data", {0: scores, 1: {**scores, "auc": 0.6}})
+    out = tmp_path / "bundle"
+    assert main(["export", str(run), "--out", str(out), "--fold", "0", "--images", "0"]) == 0
+    capsys.readouterr()
+    arguments = ["verify", str(out), "--compare", "torch,fp32", "--data", str(tmp_path / "data" / "manifest.csv")]
+    assert main([*arguments, "--run", str(run / "fold0"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["first"]["backend"] == "torch"
+    assert record["films"]["judged_by_both"] > 0
+    assert record["films"]["label_flips"] == 0
+    assert main([*arguments, "--run", str(run / "fold1"), "--json"]) == 5  # another fold's weights
+    assert json.loads(capsys.readouterr().out)["failures"]
+    assert main([*arguments, "--run", str(tmp_path / "none")]) == 2
+    assert "no such run or checkpoint" in capsys.readouterr().err
+
+
+@needs_rtx
+def test_an_engine_that_fails_is_no_longer_chosen(
+    bundle: Bundle, gpu: Any, films: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(bundle, profile=Profile(1, 2, 4))
+    arguments = ["verify", str(bundle.path), "--compare", "fp32,engine", "--data", str(films)]
+    assert main(arguments) == 0
+    (passport,), _ = read_passports(bundle.path / "engines")
+    assert passport.proven
+    assert passport.parity["decisions"]["status"] == "passed"
+    assert passport.parity["decisions"]["films"] == 7
+    with open_backend(bundle, "auto") as backend:
+        assert backend.name == "tensorrt"
+
+    right = gpu.engine.function
+    gpu.engine.function = lambda images: swapped(dict(right(images)))
+    assert main(arguments) == 5
+    gpu.engine.function = right
+    (passport,), broken_passports = read_passports(bundle.path / "engines")
+    assert broken_passports == ()
+    assert not passport.proven
+    assert passport.parity["decisions"]["failures"]
+    with open_backend(bundle, "auto") as backend:
+        assert backend.name == "cpu"
+    monkeypatch.setenv("MAGSD_BUNDLE", str(bundle.path))
+    assert "found it outside its limits, auto does not choose it" in format_report(examine())
+    # A pass on fewer films does not take that back: it is built again, or not used
+    assert main(["verify", str(bundle.path), "--compare", "fp32,engine"]) == 0
+    (passport,), _ = read_passports(bundle.path / "engines")
+    assert not passport.proven
+    capsys.readouterr()
+
+
+def test_a_report_without_a_film_does_not_pass(bundle: Bundle) -> None:
+    with open_side("fp32", bundle, threads=1) as (first, _), open_side("fp16", bundle, threads=1) as (second, _):
+        report: DecisionReport = compare_sides(bundle, first, second, [], source="nothing")
+    assert not report.passed
+    assert "no film was compared" in report.failures
+    with pytest.raises(UsageError), open_side("nothing", bundle):
+        pass
