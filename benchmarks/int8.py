@@ -196,7 +196,7 @@ def accuracy(bundle: Bundle, films: dict[str, list[NDArray[np.float32]]]) -> dic
 def prepare(
     network: str, bundle: Bundle, films: dict[str, list[NDArray[np.float32]]], folder: Path, left: float
 ) -> None:
-    """Write what `speed` runs: fp32.onnx, fp16.onnx, int8.onnx with a share ``left`` of its layers in float, images.npy."""
+    """Write what `speed` runs: networks in fp32, fp16 and int8 with a share ``left`` in float, and images.npy."""
     np.save(folder / "images.npy", np.stack(films["check"][:IMAGES]))
     source = folder / "fp32.onnx"
     if network == "resnet50":

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "magsd_runtime.verifying_commands:verify",
         "prove that a bundle computes here what it should, or compare two of its networks",
     ),
+    "benchmark": ("magsd_runtime.benchmarking.commands:benchmark", "how fast a bundle answers here, on each backend"),
     "calibrate": ("magsd_runtime.commands:calibrate", "fit a bundle's probabilities and thresholds to a site's cases"),
     "infer": ("magsd_runtime.commands:infer", "class, probabilities and where the network looked, per image"),
     "watch": ("magsd_runtime.watching_commands:watch", "judge each file that is put into a folder, once"),
