@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # scripts, not a package: their tests import them by name
 sys.path.append(str(ROOT / "benchmarks"))
+# no test writes to the user's cache, or depends on what is in it; subprocesses inherit this
+os.environ["MAGSD_CACHE"] = "off"
 
 
 @pytest.fixture(scope="session")

@@ -69,10 +69,11 @@ def choose_backend() -> Choice:
 
 
 def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> CheckedBackend:
-    """Open the bundle's network on the backend ``name``: auto, cpu, cpu-int8, cuda or tensorrt.
+    """Open the bundle's network on the backend ``name``, one of :data:`BACKENDS`.
 
     ``auto`` takes an engine only if its passport fits this machine and it was compared here when it was built;
-    it never takes ``cpu-int8``, the bundle's ``model.int8.onnx``, which is another network to the last digit but one.
+    it never takes ``cpu-int8``, the bundle's ``model.int8.onnx``, which is another network to the last digit but one,
+    nor ONNX Runtime's TensorRT providers (``ort-tensorrt``, ``ort-rtx``), which compile on the device, unseen.
 
     ``threads`` limits the CPU threads of one call (default: all that this process may use).
 

@@ -1,8 +1,12 @@
-"""ONNX Runtime, on the CPU or on an NVIDIA GPU through its CUDA provider."""
+"""ONNX Runtime: on the CPU, and on an NVIDIA GPU through its CUDA, TensorRT and TensorRT-RTX providers.
+
+A provider that was asked for and does not load is an error: ONNX Runtime itself goes on without it, on the CPU.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 from pathlib import Path
@@ -11,21 +15,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bundle import INPUT_NAME, OUTPUT_NAMES, Bundle
-from ..errors import BackendUnavailableError, BundleError, MagsdError
-from . import import_onnxruntime
+from .. import hardware
+from ..bundle import INPUT_NAME, MODEL_NAMES, OUTPUT_NAMES, Bundle
+from ..errors import BackendUnavailableError, BundleError, MagsdError, MissingExtraError
+from . import graph_cache, import_onnxruntime
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cpu-int8": "CPUExecutionProvider",
     "cpu-fp16": "CPUExecutionProvider",  # not offered by --backend: for its rounding, which magsd verify looks at
     "cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+    "ort-rtx": "NvTensorRTRTXExecutionProvider",
 }
+_CACHED = {"cpu": "fp32", "cpu-int8": "int8"}  # backends whose optimised graph may be kept, and their precision
 PRECISIONS = {"cpu-int8": "int8", "cpu-fp16": "fp16"}  # of the others fp32
 
 
 class OnnxRuntimeBackend:
     """One session on ``model.onnx``, ``model.int8.onnx`` or ``model.fp16.onnx``; ``name``: one of :data:`PROVIDERS`.
+    ``optimised``: whether its graph came from :mod:`graph_cache`.
 
     See ``backends.open_backend``.
     """
@@ -33,10 +42,13 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, name: str, *, threads: int | None = None) -> None:
         ort = import_onnxruntime()
         self.name = name
-        self.device = "cuda:0" if name == "cuda" else "cpu"
-        self.precision = PRECISIONS.get(name, "fp32")
+        self.device = "cpu" if PROVIDERS[name] == "CPUExecutionProvider" else "cuda:0"
+        self.precision = _precision(bundle, name)
         model = _model_path(bundle, name)
-        self._session: Any = _open_session(ort, model, name, threads or available_cores())
+        threads = threads or available_cores()
+        session = _open_optimised(ort, bundle, name, threads)
+        self.optimised = session is not None
+        self._session: Any = session or _open_session(ort, model, name, threads)
         inputs = [value.name for value in self._session.get_inputs()]
         outputs = {value.name for value in self._session.get_outputs()}
         if inputs != [INPUT_NAME] or not outputs >= set(OUTPUT_NAMES):
@@ -65,45 +77,184 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _precision(bundle: Bundle, name: str) -> str:
+    """TensorRT-RTX takes types from the graph, so half precision is safe there. The TensorRT provider builds weakly
+    typed: it may put float32 layers of a half-precision graph into half precision, where the head overflows."""
+    if name == "ort-rtx" and "fp16" in bundle.manifest.get("precisions", {}):
+        return "fp16"
+    return PRECISIONS.get(name, "fp32")
+
+
 def _model_path(bundle: Bundle, name: str) -> Path:
     """The network's file; cpu-int8 and cpu-fp16 ask for one that not every bundle has."""
-    if name not in PRECISIONS:
+    precision = _precision(bundle, name)
+    if precision == "fp32":
         return bundle.model_path
     try:
-        return bundle.onnx_file(PRECISIONS[name])[0]
+        return bundle.onnx_file(precision)[0]
     except BundleError as error:
         raise BackendUnavailableError(f"backend {name}: {error}") from error
 
 
 def _open_session(ort: Any, model: Path, name: str, threads: int) -> Any:
     provider = PROVIDERS[name]
-    if provider not in ort.get_available_providers():
+    options = _options(ort, threads)
+    providers: list[Any] | None = [provider]
+    if name == "ort-rtx":
+        _add_rtx(ort, options)
+        providers = None  # the options name the device
+    elif provider not in ort.get_available_providers():
         raise BackendUnavailableError(
             f"backend {name}: ONNX Runtime {ort.__version__} is installed without it: "
             "pip uninstall -y onnxruntime, then pip install 'magsd[gpu]'"
         )
+    elif name in ("cuda", "ort-tensorrt"):
+        _require_gpu(name)
+        # TF32 keeps 10 bits of the mantissa: not the FP32 that the bundle was verified with.
+        # Heuristic: the exhaustive search of algorithms makes the first image wait for seconds.
+        providers = [("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})]
+        if name == "ort-tensorrt":
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # its provider has no option for it
+            providers.insert(0, (provider, _tensorrt_options()))
+        _load_cuda_libraries(ort)
+    try:
+        session = ort.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # its exceptions have no common base but this one
+        if provider != "CPUExecutionProvider" and any(word in str(error).lower() for word in ("cuda", "tensorrt")):
+            raise BackendUnavailableError(_gpu_failed(name, _one_line(error))) from error
+        raise BundleError(f"{model}: ONNX Runtime {ort.__version__} cannot load it ({_one_line(error)})") from error
+    # A provider that does not load is dropped with no more than a log line
+    if provider not in session.get_providers():
+        raise BackendUnavailableError(_gpu_failed(name, f"its {provider} did not load"))
+    return session
+
+
+def _require_gpu(name: str) -> None:
+    """Asked of the driver itself: a provider's own complaint about it is a page of log."""
+    driver = hardware.cuda_driver()
+    if not driver["devices"]:
+        raise BackendUnavailableError(_gpu_failed(name, str(driver["problem"] or "the NVIDIA driver finds no GPU")))
+
+
+def _tensorrt_options() -> dict[str, str]:
+    """The provider builds its engine when it is first opened, for minutes; kept for the next time where that may be."""
+    folder = graph_cache.cache_folder()
+    if folder is None:
+        return {}
+    kept = folder / "tensorrt"
+    try:
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    return {
+        "trt_engine_cache_enable": "1", "trt_engine_cache_path": str(kept),
+        "trt_timing_cache_enable": "1", "trt_timing_cache_path": str(kept),
+    }  # fmt: skip
+
+
+def _add_rtx(ort: Any, options: Any) -> None:
+    """Add the GPU that the TensorRT-RTX plugin provider finds to ``options``."""
+    try:
+        plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "--backend ort-rtx needs onnxruntime-ep-nv-tensorrt-rtx, which is not installed: pip install "
+            "'onnxruntime>=1.24' onnxruntime-ep-nv-tensorrt-rtx (not beside onnxruntime-gpu)"
+        ) from error
+    _require_gpu("ort-rtx")
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise BackendUnavailableError(
+            f"backend ort-rtx: ONNX Runtime {ort.__version__} takes no plugin providers: pip install -U onnxruntime"
+        )
+    name = plugin.get_ep_name()
+    try:
+        if name not in _registered:
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+            _registered.add(name)
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    except Exception as error:  # its exceptions have no common base but this one
+        raise BackendUnavailableError(_gpu_failed("ort-rtx", _one_line(error))) from error
+    if not devices:
+        raise BackendUnavailableError(_gpu_failed("ort-rtx", "its provider finds no GPU that it supports"))
+    options.add_provider_for_devices(devices[:1], {})
+
+
+_registered: set[str] = set()
+"""Plugin providers of this process: a second registration is an error."""
+
+
+def _options(ort: Any, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Waiting threads that spin gain a few per cent on an idle machine and halve the speed of a busy one
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers: list[Any] = [provider]
-    if name == "cuda":
-        # TF32 keeps 10 bits of the mantissa: not the FP32 that the bundle was verified with.
-        # Heuristic: the exhaustive search of algorithms makes the first image wait for seconds.
-        providers = [(provider, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})]
-        _load_cuda_libraries(ort)
+    return options
+
+
+def _open_optimised(ort: Any, bundle: Bundle, name: str, threads: int) -> Any:
+    """A session on the graph that :func:`prepare` kept; None where there is none, or it does not open."""
+    sha256 = _cached_as(bundle, name)
+    graph = None if sha256 is None else graph_cache.find(sha256, ort.__version__)
+    return None if graph is None else _open_graph(ort, graph, threads)
+
+
+def _cached_as(bundle: Bundle, name: str) -> str | None:
+    """The hash of the network whose optimised graph may be kept; None of a bundle that is still being written."""
+    facts = bundle.manifest.get("files", {}).get(MODEL_NAMES.get(_CACHED.get(name, ""), ""))
+    return None if facts is None else str(facts["sha256"])
+
+
+def _open_graph(ort: Any, graph: Path, threads: int) -> Any:
+    options = _options(ort, threads)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimised
     try:
-        session = ort.InferenceSession(str(model), options, providers=providers)
-    except Exception as error:  # its exceptions have no common base but this one
-        if name == "cuda" and "cuda" in str(error).lower():
-            raise BackendUnavailableError(_cuda_failed(_one_line(error))) from error
-        raise BundleError(f"{model}: ONNX Runtime {ort.__version__} cannot load it ({_one_line(error)})") from error
-    # A provider that does not load is dropped with no more than a log line
-    if provider not in session.get_providers():
-        raise BackendUnavailableError(_cuda_failed("its CUDA provider did not load"))
-    return session
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception:  # whatever it is, the network itself is still there
+        return None
+
+
+def prepare(bundle: Bundle, name: str, images: NDArray[np.float32]) -> bool:
+    """Keep the optimised graph of the backend ``name`` (cpu, cpu-int8) for the next start; whether one is kept now.
+
+    ``images``: network inputs float32 (N, 1, S, S) on which it must give what the network gives, to the last bit.
+    """
+    sha256 = _cached_as(bundle, name)
+    if sha256 is None:
+        return False
+    ort = import_onnxruntime()
+    if graph_cache.find(sha256, ort.__version__) is not None:
+        return True
+    model, threads = _model_path(bundle, name), available_cores()
+    plain = _open_session(ort, model, name, threads)
+
+    def make(graph: Path, weights: str) -> None:
+        options = _options(ort, threads)
+        options.optimized_model_filepath = str(graph)
+        for key, value in (
+            ("session.optimized_model_external_initializers_file_name", weights),
+            ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+            ("session.save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(key, value)
+        try:
+            ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # an old library that cannot do this
+            raise OSError(str(error)) from error
+
+    def same(graph: Path) -> bool:
+        session = _open_graph(ort, graph, threads)
+        if session is None:
+            return False
+        for batch in (images[:1], images):
+            given = {INPUT_NAME: np.ascontiguousarray(batch)}
+            pairs = zip(plain.run(list(OUTPUT_NAMES), given), session.run(list(OUTPUT_NAMES), given))
+            if not all(np.array_equal(one, other, equal_nan=True) for one, other in pairs):
+                return False
+        return True
+
+    return graph_cache.write(sha256, ort.__version__, make, same) is not None
 
 
 def _load_cuda_libraries(ort: Any) -> None:
@@ -114,8 +265,8 @@ def _load_cuda_libraries(ort: Any) -> None:
             ort.preload_dlls()
 
 
-def _cuda_failed(reason: str) -> str:
-    return f"backend cuda: {reason}: magsd doctor says what this machine has; --backend cpu works without a GPU"
+def _gpu_failed(name: str, reason: str) -> str:
+    return f"backend {name}: {reason}: magsd doctor says what this machine has; --backend cpu works without a GPU"
 
 
 def _one_line(error: Exception) -> str:
