@@ -2,6 +2,9 @@
 
     python benchmarks/cold_start.py BUNDLE IMAGE [--runs 15] [--json FILE]
 
+`magsd infer` runs twice: without, and with ONNX Runtime's optimised graph that `magsd verify` keeps (docs/backends.md),
+in a cache folder of this run's own.
+
 The commands take turns in one run, so that the machine's noise hits all of them alike; read the ratios.
 The last lines give the import time of each heavy module within `magsd infer`, and prove that torch
 is not among them.
@@ -19,7 +22,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+PLAIN, KEPT = "magsd infer, one image", "the same with the kept graph"
 HEAVY = (
     "numpy",
     "cv2",
@@ -48,30 +53,42 @@ def main() -> None:
         "python -c pass": [python, "-c", "pass"],
         "import numpy, cv2, onnxruntime": [python, "-c", "import numpy, cv2, onnxruntime"],
         "magsd --help": [python, "-m", "magsd.cli", "--help"],
-        "magsd infer, one image": [python, *infer],
+        "magsd doctor": [python, "-m", "magsd.cli", "doctor"],
+        PLAIN: [python, *infer],
+        KEPT: [python, *infer],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(arguments.runs + 1):
-        for name, command in commands.items():
-            started = time.perf_counter()
-            subprocess.run(command, check=True, capture_output=True)
-            if turn:  # the first turn warms the file cache
-                times[name].append(time.perf_counter() - started)
+    with TemporaryDirectory() as folder:
+        cache = Path(folder) / "graphs"
+        kept = {**os.environ, "MAGSD_CACHE": str(cache)}
+        subprocess.run(
+            [python, "-m", "magsd.cli", "verify", str(arguments.bundle)], check=True, capture_output=True, env=kept
+        )
+        if not any(cache.glob("*/graph.onnx")):
+            sys.exit("magsd verify kept no graph")
+        without = {**os.environ, "MAGSD_CACHE": "off"}
+        for turn in range(arguments.runs + 1):
+            for name, command in commands.items():
+                started = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True, env=kept if name == KEPT else without)
+                if turn:  # the first turn warms the file cache
+                    times[name].append(time.perf_counter() - started)
+        peak = {PLAIN: peak_memory([python, *infer], without), KEPT: peak_memory([python, *infer], kept)}
+        modules = import_times([python, "-X", "importtime", *infer])
     floor = statistics.median(times["import numpy, cv2, onnxruntime"])
     rows = [
         {"command": name, "median_ms": 1e3 * statistics.median(t), "min_ms": 1e3 * min(t), "max_ms": 1e3 * max(t),
          "ratio_to_imports": statistics.median(t) / floor}
         for name, t in times.items()
     ]  # fmt: skip
-    modules = import_times([python, "-X", "importtime", *infer])
-    peak = peak_memory([python, *infer])
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(f"{'whole process':34}{'median ms':>10}{'min':>8}{'max':>8}{'x imports':>11}")
     for row in rows:
         print(
             f"{row['command']:34}{row['median_ms']:10.0f}{row['min_ms']:8.0f}{row['max_ms']:8.0f}{row['ratio_to_imports']:11.2f}"
         )
-    print(f"peak memory of magsd infer: {peak:.0f} MB")
+    for name, size in peak.items():
+        print(f"peak memory of {name}: {size:.0f} MB")
     print("imports within magsd infer, ms (with what each pulls in):")
     for name in HEAVY:
         print(f"  {name:14}{modules[name]:8.1f}" if name in modules else f"  {name:14}     not imported")
@@ -98,13 +115,15 @@ def import_times(command: list[str]) -> dict[str, float]:
     return found
 
 
-def peak_memory(command: list[str]) -> float:
+def peak_memory(command: list[str], environment: dict[str, str]) -> float:
     """Peak resident memory in MB of one run: in a process of its own, for the figure covers all children."""
     script = (
         "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
-    done = subprocess.run([sys.executable, "-c", script, *command], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], check=True, capture_output=True, text=True, env=environment
+    )
     scale = 1e6 if sys.platform == "darwin" else 1e3
     return int(done.stdout) / scale
 

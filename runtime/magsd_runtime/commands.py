@@ -45,6 +45,9 @@ def infer(argv: list[str]) -> int:
     add_rules(parser)
     add_backend(parser)
     options = parser.parse_args(argv)
+    if "numpy" not in sys.modules:
+        # Matrix products are tiny here, and numpy's import would start a thread for each core: 16 ms of the first answer
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     rules = chosen_rules(options)
 
     bundle = choose_bundle(options.bundle)
