@@ -34,7 +34,7 @@ def train(argv: list[str]) -> int:
     add_config_options(parser)
     arguments = parser.parse_args(argv)
 
-    for module in ("torch", "timm", "sklearn", "tensorboard", "safetensors", "yaml"):
+    for module in ("torch", "timm", "sklearn", "safetensors", "yaml"):
         require(module, feature="magsd train", extra="train")
     from .allocator import keep_freed_memory
     from .distributed import processes

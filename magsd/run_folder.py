@@ -113,7 +113,11 @@ def write_log(folder: Path, history: tuple[dict[str, Any], ...]) -> None:
 
 
 def tensorboard_writer(folder: Path, done: int) -> Any:
-    from torch.utils.tensorboard.writer import SummaryWriter
+    """A writer of curves for TensorBoard; None where it is not installed: log.csv holds the same figures."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        return None
 
     # purge_step hides what a killed run logged beyond its checkpoint
     return SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)

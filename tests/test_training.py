@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,13 @@ def test_the_schedules() -> None:
     assert rates[: peak + 1] == sorted(rates[: peak + 1])
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(0)
+
+
+def test_without_tensorboard_there_are_no_curves_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
+    train(tiny(tmp_path, patients=12, epochs=1, folds=2), tmp_path / "run", GROUP, fold=0)
+    assert (tmp_path / "run" / "fold0" / "log.csv").is_file()
+    assert not (tmp_path / "run" / "fold0" / "tensorboard").exists()
 
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:

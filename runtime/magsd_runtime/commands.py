@@ -46,7 +46,7 @@ def infer(argv: list[str]) -> int:
     add_backend(parser)
     options = parser.parse_args(argv)
     if "numpy" not in sys.modules:
-        # Matrix products are tiny here, and numpy's import would start a thread for each core: 16 ms of the first answer
+        # Matrix products are tiny here, and starting a thread for each core takes 16 ms of the first answer
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     rules = chosen_rules(options)
 
