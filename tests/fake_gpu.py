@@ -8,6 +8,8 @@ and a launched graph repeats what was recorded. Each pointer is known or refused
 from __future__ import annotations
 
 import ctypes
+import itertools
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,9 @@ class FakeCuda:
         self.failing: dict[str, int] = {}
         self.launches = 0
         self.retained = 0
-        self._next = 1000
+        self.most_memory: int | None = None  # blocks, after which there is no more
+        self._handles = itertools.count(1001)
+        self._entered = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cu"):
@@ -37,6 +41,8 @@ class FakeCuda:
 
         def call(*arguments: Any) -> int:
             self.calls.append(name)
+            if name.startswith(("cuMem", "cuStream", "cuGraph")):  # as a driver's "invalid device context"
+                assert getattr(self._entered, "done", False), f"{name} in a thread that did not enter the context"
             if name in self.failing:
                 return self.failing[name]
             return function(self, *arguments) or 0
@@ -53,8 +59,7 @@ class FakeCuda:
         job() if recording is None else recording.append(job)
 
     def handle(self) -> int:
-        self._next += 1
-        return self._next
+        return next(self._handles)
 
     # the driver's functions
 
@@ -62,6 +67,7 @@ class FakeCuda:
     def do_cuDeviceGet(self, device: Any, index: Any) -> None: ...
     def do_cuCtxSetCurrent(self, context: Any) -> None:
         assert context.value == 77
+        self._entered.done = True
 
     def do_cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> None:
         context._obj.value = 77
@@ -78,8 +84,11 @@ class FakeCuda:
         self.memory[ctypes.addressof(block)] = block
         pointer._obj.value = ctypes.addressof(block)
 
-    def do_cuMemAlloc_v2(self, pointer: Any, size: Any) -> None:
+    def do_cuMemAlloc_v2(self, pointer: Any, size: Any) -> int:
+        if self.most_memory is not None and len(self.memory) >= self.most_memory:
+            return 2  # CUDA_ERROR_OUT_OF_MEMORY
         self._allocate(pointer, size.value)
+        return 0
 
     def do_cuMemHostAlloc(self, pointer: Any, size: Any, flags: Any) -> None:
         self._allocate(pointer, size.value)
@@ -138,6 +147,7 @@ class FakeCuda:
 class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine, self.shape, self.addresses, self.runs = engine, (), {}, 0
+        self.busy = threading.Lock()
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         low, high = self.engine.profile
@@ -161,7 +171,12 @@ class FakeContext:
         def job() -> None:
             count = int(np.prod(shape))
             image = np.ctypeslib.as_array((ctypes.c_float * count).from_address(addresses["image"])).reshape(shape)
-            for name, values in self.engine.function(image.copy()).items():
+            assert self.busy.acquire(blocking=False), "a context is run by two threads at once"
+            try:
+                outputs = self.engine.function(image.copy())
+            finally:
+                self.busy.release()
+            for name, values in outputs.items():
                 flat = np.ascontiguousarray(values, np.float32)
                 assert flat.nbytes <= len(self.engine.cuda.memory[addresses[name]])
                 ctypes.memmove(addresses[name], flat.ctypes.data, flat.nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import tiny_bundle
 from fake_gpu import FakeCuda, FakeEngine, fake_tensorrt
 from magsd_runtime.backends import CheckedBackend, open_backend
-from magsd_runtime.backends.tensorrt_engine import MOST_GRAPHS, TensorRTBackend
+from magsd_runtime.backends.tensorrt_engine import MOST_CONTEXTS, MOST_GRAPHS, TensorRTBackend
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.engines.building import Profile
 from magsd_runtime.engines.cuda import Buffer, CudaError, Driver, Stream
@@ -45,9 +46,11 @@ class Machine:
         name = "tensorrt_rtx" if rtx else "tensorrt"
         self.library = Library(name, "10.9.0.34", fake_tensorrt(self.engine))
 
-    def open(self, content: bytes = b"plan", size: int = SIZE) -> TensorRTBackend:
-        driver = Driver(self.cuda)
-        return TensorRTBackend(content, self.library, precision="fp16", size=size, profile=self.profile, driver=driver)
+    def open(self, content: bytes = b"plan", size: int = SIZE, **settings: Any) -> TensorRTBackend:
+        return TensorRTBackend(
+            content, self.library, precision="fp16", size=size, profile=self.profile, driver=Driver(self.cuda),
+            **settings,
+        )  # fmt: skip
 
     def all_released(self) -> bool:
         return self.cuda.empty
@@ -121,23 +124,97 @@ def test_rtx_is_left_to_capture_its_own_graphs() -> None:
     assert [context.config.cuda_graph_strategy for context in machine.engine.contexts] == ["WHOLE"]
 
 
-def test_threads_wait_for_each_other() -> None:
+def ask(backend: TensorRTBackend, seed: int, turns: int) -> int:
+    """How many of ``turns`` calls gave another caller's outputs, or wrong ones."""
+    wrong = 0
+    for turn in range(turns):
+        given = images(1 + (seed + turn) % 5, seed=100 * seed + turn)
+        outputs = backend.run(given)
+        wrong += not all(np.array_equal(outputs[name], expected) for name, expected in network(given).items())
+    return wrong
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_several_threads_get_each_its_own_outputs(rtx: bool) -> None:
+    """The stand-ins refuse a context that two threads run at once, and a thread that did not enter the driver's."""
+    machine = Machine(rtx=rtx)
+    backend = machine.open()
+    with ThreadPoolExecutor(5) as pool:
+        calls = [pool.submit(ask, backend, seed, 20) for seed in range(5)]
+    assert [call.result() for call in calls] == [0] * 5
+    assert 1 <= len(machine.cuda.streams) <= MOST_CONTEXTS
+    backend.close()
+    assert machine.all_released()
+
+
+class Together:
+    """A network that waits until ``count`` calls are in it at once, and holds all of them until then."""
+
+    def __init__(self, machine: Machine, count: int) -> None:
+        self.entered = threading.Semaphore(0)
+        self.barrier = threading.Barrier(count + 1)
+        machine.engine.function = self
+
+    def __call__(self, given: np.ndarray) -> dict[str, np.ndarray]:
+        self.entered.release()
+        self.barrier.wait(30)
+        return network(given)
+
+
+def test_as_many_calls_as_there_are_contexts_run_at_once_and_the_next_waits() -> None:
+    machine = Machine(rtx=True)  # every call runs the network once
+    backend = machine.open()
+    ask(backend, 1, 10)
+    assert len(machine.cuda.streams) == 1  # one caller needs no more
+    together = Together(machine, MOST_CONTEXTS)
+    with ThreadPoolExecutor(MOST_CONTEXTS + 1) as pool:
+        calls = [pool.submit(backend.run, images(2, seed)) for seed in range(MOST_CONTEXTS + 1)]
+        for _ in range(MOST_CONTEXTS):
+            assert together.entered.acquire(timeout=30)
+        assert not together.entered.acquire(timeout=0.05)  # the last one is not in it
+        assert len(machine.cuda.streams) == MOST_CONTEXTS
+        machine.engine.function = network  # for the one that waits
+        together.barrier.wait(30)
+        for seed, call in enumerate(calls):
+            np.testing.assert_array_equal(call.result()["logits"], network(images(2, seed))["logits"])
+    assert len(machine.cuda.streams) == MOST_CONTEXTS
+    backend.close()
+    assert machine.all_released()
+
+
+@pytest.mark.parametrize("blocks", [1, 7])
+def test_without_memory_for_another_context_the_callers_share_what_there_is(blocks: int) -> None:
+    """``blocks``: what more may be allocated; a context takes ten, on host and device."""
     machine = Machine()
     backend = machine.open()
-    wrong: list[int] = []
+    held = len(machine.cuda.memory)
+    assert held == 10
+    machine.cuda.most_memory = held + blocks
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(ask, backend, seed, 10) for seed in range(4)]
+    assert [call.result() for call in calls] == [0] * 4
+    assert len(machine.cuda.memory) == held  # what a half-made one had is given back
+    backend.close()
+    assert machine.all_released()
 
-    def work(seed: int) -> None:
-        for turn in range(20):
-            given = images(1 + (seed + turn) % 5, seed=100 * seed + turn)
-            if not np.array_equal(backend.run(given)["evidence"], network(given)["evidence"]):
-                wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+def test_closing_waits_for_the_call_that_runs_and_refuses_the_one_that_waits() -> None:
+    machine = Machine(rtx=True)
+    backend = machine.open(contexts=1)
+    together = Together(machine, 1)
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(backend.run, images(2, 1))
+        assert together.entered.acquire(timeout=30)
+        waiting = pool.submit(backend.run, images(2, 2))
+        closing = pool.submit(backend.close)
+        with pytest.raises(MagsdError, match="was closed"):
+            waiting.result(30)
+        assert not closing.done()
+        assert not machine.all_released()
+        together.barrier.wait(30)
+        np.testing.assert_array_equal(running.result(30)["logits"], network(images(2, 1))["logits"])
+        closing.result(30)
+    assert machine.all_released()
 
 
 def test_a_plan_that_is_refused_is_an_error_with_the_reason() -> None:

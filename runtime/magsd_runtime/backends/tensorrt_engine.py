@@ -21,7 +21,13 @@ from ..engines.library import Library, Messages, find_library
 from ..engines.passport import FOLDER, Passport, check_engine, read_passports, this_machine
 from ..errors import BackendUnavailableError, EngineError, EngineMismatchError, MagsdError
 
+DEVICE = "cuda:0"
+MOST_CONTEXTS = 2  # callers at once: one copies while the other computes; each has scratch memory of its own
 MOST_GRAPHS = 4  # batch sizes with a graph, each with an execution context and its scratch memory
+
+_MAKING = threading.Lock()
+"""TensorRT's guide ("Thread Safety") says that contexts may run at once, not that they may be made at once. They share
+the engine's one optimization profile: TensorRT 8.6 had to be asked for that (PROFILE_SHARING_0806), 10 always does."""
 
 
 @dataclass
@@ -33,10 +39,12 @@ class _Captured:
 
 
 class TensorRTBackend:
-    """One plan, ready to run; safe to call from several threads, one at a time. See ``backends.open_backend``.
+    """One plan, ready to run; safe to call from several threads, ``contexts`` of them at once. See
+    ``backends.open_backend``.
 
     ``content``: the plan; ``library``: the one that built it; ``size``: S of the input; ``profile``: its batch sizes.
-    Larger batches are run in parts, smaller ones filled up with zeros. ``driver``: for tests.
+    Larger batches are run in parts, smaller ones filled up with zeros. ``driver``: for tests. Each caller at once needs
+    buffers and scratch memory of its own, made when it is first needed; where there is no memory for it, callers wait.
 
     Raises
     ------
@@ -47,7 +55,7 @@ class TensorRTBackend:
     """
 
     name = "tensorrt"
-    device = "cuda:0"
+    device = DEVICE
 
     def __init__(
         self,
@@ -58,104 +66,81 @@ class TensorRTBackend:
         size: int,
         profile: Profile,
         driver: Driver | None = None,
+        contexts: int = MOST_CONTEXTS,
     ) -> None:
         self.precision = precision
         self._library, self._profile = library, profile
-        self._lock = threading.Lock()
+        self._most = contexts
+        self._free: list[_Lane] = []
+        self._made = 0
+        self._changed = threading.Condition()
         self._runtime: Any = None
         self._engine: Any = None
-        self._context: Any = None
-        self._captured: dict[int, _Captured] = {}
-        self._uncapturable = library.is_rtx  # it captures graphs itself, see _new_context
-        self._buffers: dict[str, Buffer] = {}
-        self._stream: Stream | None = None
         self._driver = driver or Driver()
         try:
             self._said = Messages(library)
             self._deserialize(content)
-            self._stream = Stream(self._driver)
-            for name, shape in self._shapes(size).items():
-                self._buffers[name] = Buffer(self._driver, (profile.maximum, *shape))
-            self._context = self._new_context()
+            self._tensors = self._shapes(size)
             self.run(np.zeros((profile.minimum, 1, size, size), np.float32))  # the first call loads kernels
         except BaseException:
-            self._release()
+            self.close()
             raise
 
     def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        with self._lock:
-            if self._engine is None:
-                raise MagsdError("the tensorrt backend was closed and cannot run")
+        lane = self._take()
+        try:
             self._driver.enter()
-            outputs = {
-                name: np.empty((len(images), *self._buffers[name].host.shape[1:]), np.float32) for name in OUTPUT_NAMES
-            }
-            for start in range(0, len(images), self._profile.maximum):
-                part = images[start : start + self._profile.maximum]
-                batch = max(len(part), self._profile.minimum)
-                host = self._buffers[INPUT_NAME].host
-                host[: len(part)] = part
-                host[len(part) : batch] = 0
-                self._execute(batch)
-                for name, values in outputs.items():
-                    values[start : start + len(part)] = self._buffers[name].host[: len(part)]
-            return outputs
+            return lane.run(images)
+        finally:
+            with self._changed:
+                self._free.append(lane)
+                self._changed.notify_all()
 
     def close(self) -> None:
-        with self._lock:
-            self._release()
+        """Wait for those who are being served, then release everything, once."""
+        with self._changed:
+            self._engine = None
+            self._changed.notify_all()
+            while len(self._free) < self._made:
+                self._changed.wait()
+            lanes, self._free, self._made = self._free, [], 0
+            self._runtime, runtime = None, self._runtime  # an engine must not outlive it
+            if self._driver.closed:
+                return
+            with contextlib.suppress(CudaError):
+                self._driver.enter()
+            for lane in lanes:
+                lane.close()
+            del lanes, runtime
+            self._driver.close()
 
-    def _execute(self, batch: int) -> None:
-        """From pinned input to pinned outputs, for the first ``batch`` rows."""
-        assert self._stream is not None
-        if batch in self._captured:
-            self._captured[batch].graph.launch(self._stream)
-            self._stream.wait()
-            return
-        self._enqueue(self._context, batch)
-        self._stream.wait()
-        if not self._uncapturable and len(self._captured) < MOST_GRAPHS:
-            self._capture(batch)
-
-    def _enqueue(self, context: Any, batch: int) -> None:
-        assert self._stream is not None
-        image = self._buffers[INPUT_NAME]
-        if not context.set_input_shape(INPUT_NAME, (batch, *image.host.shape[1:])):
-            raise MagsdError(f"the engine refuses a batch of {batch} ({self._said.first_error()})")
-        image.to_device(batch, self._stream)
-        if not context.execute_async_v3(self._stream.address):
-            raise MagsdError(f"the engine failed on {self.device} ({self._said.first_error()})")
-        for name in OUTPUT_NAMES:
-            self._buffers[name].to_host(batch, self._stream)
-
-    def _capture(self, batch: int) -> None:
-        """Copies and network of this batch size as one graph; what cannot be captured goes on without."""
-        assert self._stream is not None
-        context = self._new_context()
-        self._enqueue(context, batch)  # a first run may allocate, which a capture may not
-        self._stream.wait()
+    def _take(self) -> _Lane:
+        """A lane that nobody uses: one that is free, a new one, or the next that becomes free."""
+        with self._changed:
+            while True:
+                if self._engine is None:
+                    raise MagsdError("the tensorrt backend was closed and cannot run")
+                if self._free:
+                    return self._free.pop()
+                if self._made < self._most:
+                    self._made += 1
+                    engine = self._engine
+                    break
+                self._changed.wait()
         try:
-            with self._stream.capturing() as graph:
-                self._enqueue(context, batch)
-        except MagsdError:  # CudaError too
-            self._uncapturable = True
-            return
-        self._captured[batch] = _Captured(context, graph)
-
-    def _new_context(self) -> Any:
-        if self._library.is_rtx:
-            config = self._engine.create_runtime_config()
-            # its kernels are compiled and exchanged while it runs: it alone knows when to capture
-            config.cuda_graph_strategy = self._library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            context = self._engine.create_execution_context(config)
-        else:
-            context = self._engine.create_execution_context()
-        if context is None:
-            raise MagsdError(f"the engine cannot be prepared to run ({self._said.first_error()})")
-        for name, buffer in self._buffers.items():
-            if not context.set_tensor_address(name, buffer.address):
-                raise MagsdError(f"the engine refuses the memory of {name} ({self._said.first_error()})")
-        return context
+            self._driver.enter()
+            return _Lane(self._driver, self._library, engine, self._said, self._profile, self._tensors)
+        except BaseException as error:
+            with self._changed:
+                self._made -= 1
+                # The others go on, and this one waits for one of them; without any there is nothing to wait for
+                fewer = isinstance(error, MagsdError) and self._made > 0
+                if fewer:
+                    self._most = self._made
+                self._changed.notify_all()
+            if not fewer:
+                raise
+        return self._take()
 
     def _deserialize(self, content: bytes) -> None:
         self._runtime = self._library.module.Runtime(self._said.logger)
@@ -183,24 +168,111 @@ class TensorRTBackend:
             raise EngineError(f"the engine has tensors {shapes}: expected those of the bundle; build it again")
         return shapes
 
-    def _release(self) -> None:
-        """Graphs before the contexts they were captured from, contexts before engine and memory, all of it once."""
-        if self._driver.closed:
-            return
-        with contextlib.suppress(CudaError):
-            self._driver.enter()
+
+class _Lane:
+    """What one caller at a time needs: a stream, buffers, an execution context, and its captured graphs."""
+
+    def __init__(
+        self, driver: Driver, library: Library, engine: Any, said: Messages, profile: Profile,
+        tensors: dict[str, tuple[int, ...]],
+    ) -> None:  # fmt: skip
+        self._driver, self._library, self._said, self._profile = driver, library, said, profile
+        self._engine: Any = engine
+        self._captured: dict[int, _Captured] = {}
+        self._uncapturable = library.is_rtx  # it captures graphs itself, see _new_context
+        self._buffers: dict[str, Buffer] = {}
+        self._context: Any = None
+        self._stream: Stream | None = None
+        try:
+            self._stream = Stream(driver)
+            for name, shape in tensors.items():
+                self._buffers[name] = Buffer(driver, (profile.maximum, *shape))
+            self._context = self._new_context()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        outputs = {
+            name: np.empty((len(images), *self._buffers[name].host.shape[1:]), np.float32) for name in OUTPUT_NAMES
+        }
+        for start in range(0, len(images), self._profile.maximum):
+            part = images[start : start + self._profile.maximum]
+            batch = max(len(part), self._profile.minimum)
+            host = self._buffers[INPUT_NAME].host
+            host[: len(part)] = part
+            host[len(part) : batch] = 0
+            self._execute(batch)
+            for name, values in outputs.items():
+                values[start : start + len(part)] = self._buffers[name].host[: len(part)]
+        return outputs
+
+    def close(self) -> None:
+        """Graphs before the contexts they were captured from, contexts before the memory that they know."""
         for captured in self._captured.values():
             captured.graph.close()
         self._captured.clear()
         self._context = None
-        self._engine = None
-        self._runtime = None  # an engine must not outlive it
         for buffer in self._buffers.values():
             buffer.close()
         self._buffers.clear()
         if self._stream is not None:
             self._stream.close()
-        self._driver.close()
+            self._stream = None
+        self._engine = None
+
+    def _execute(self, batch: int) -> None:
+        """From pinned input to pinned outputs, for the first ``batch`` rows."""
+        assert self._stream is not None
+        if batch in self._captured:
+            self._captured[batch].graph.launch(self._stream)
+            self._stream.wait()
+            return
+        self._enqueue(self._context, batch)
+        self._stream.wait()
+        if not self._uncapturable and len(self._captured) < MOST_GRAPHS:
+            self._capture(batch)
+
+    def _enqueue(self, context: Any, batch: int) -> None:
+        assert self._stream is not None
+        image = self._buffers[INPUT_NAME]
+        if not context.set_input_shape(INPUT_NAME, (batch, *image.host.shape[1:])):
+            raise MagsdError(f"the engine refuses a batch of {batch} ({self._said.first_error()})")
+        image.to_device(batch, self._stream)
+        if not context.execute_async_v3(self._stream.address):
+            raise MagsdError(f"the engine failed on {DEVICE} ({self._said.first_error()})")
+        for name in OUTPUT_NAMES:
+            self._buffers[name].to_host(batch, self._stream)
+
+    def _capture(self, batch: int) -> None:
+        """Copies and network of this batch size as one graph; what cannot be captured goes on without."""
+        assert self._stream is not None
+        context = self._new_context()
+        self._enqueue(context, batch)  # a first run may allocate, which a capture may not
+        self._stream.wait()
+        try:
+            with self._stream.capturing() as graph:
+                self._enqueue(context, batch)
+        except MagsdError:  # CudaError too
+            self._uncapturable = True
+            return
+        self._captured[batch] = _Captured(context, graph)
+
+    def _new_context(self) -> Any:
+        with _MAKING:
+            if self._library.is_rtx:
+                config = self._engine.create_runtime_config()
+                # its kernels are compiled and exchanged while it runs: it alone knows when to capture
+                config.cuda_graph_strategy = self._library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                context = self._engine.create_execution_context(config)
+            else:
+                context = self._engine.create_execution_context()
+        if context is None:
+            raise MagsdError(f"the engine cannot be prepared to run ({self._said.first_error()})")
+        for name, buffer in self._buffers.items():
+            if not context.set_tensor_address(name, buffer.address):
+                raise MagsdError(f"the engine refuses the memory of {name} ({self._said.first_error()})")
+        return context
 
 
 def open_engine(bundle: Bundle, passport: Passport) -> TensorRTBackend:
