@@ -40,11 +40,13 @@ _TRAIN = ("torch", "timm", "torchvision", "scikit-learn", "matplotlib", "pyyaml"
 
 
 def examine() -> dict[str, Any]:
-    """The facts, JSON-able: magsd, python, os, cpu, memory, gpu, libraries, dicom, onnxruntime, backend, bundle,
-    engines, missing.
+    """The facts, JSON-able: magsd, python, os, cpu, memory, gpu, libraries, dicom, onnxruntime, backend, backends,
+    bundle, engines, missing.
 
     ``dicom``: by kind of transfer syntax, whether it can be decoded. ``backend``: name (None when nothing can run)
-    and reason. ``missing``: a list of what, why and command. Nothing is raised because of what a machine lacks.
+    and reason. ``backends``: of each of ONNX Runtime's for GPUs, name, whether it is possible here, as far as that can
+    be known without loading its provider, and reason. ``missing``: a list of what, why and command. Nothing is raised
+    because of what a machine lacks.
     """
     libraries = {name: _version(*distributions) for name, distributions in _LIBRARIES.items()}
     gpu = hardware.cuda_driver()
@@ -65,6 +67,7 @@ def examine() -> dict[str, Any]:
         "dicom": decodable(_version),
         "onnxruntime": {"providers": providers},
         "backend": backend,
+        "backends": _backends(providers, gpu),
         "bundle": bundle,
         "engines": engines,
         "missing": _missing(libraries, gpu, providers),
@@ -94,6 +97,10 @@ def format_report(report: dict[str, Any]) -> str:
     rows.append(("DICOM pixels", ", ".join(able) or "none that can be decoded"))
     backend = report["backend"]
     rows.append(("backend", f"{backend['name'] or 'none'}: {backend['reason']}"))
+    reasons = dict.fromkeys(item["reason"] for item in report["backends"])  # without a GPU, one for all of them
+    for reason in reasons:
+        names = [item["name"] for item in report["backends"] if item["reason"] == reason]
+        rows.append(("", f"{', '.join(names)}: {reason}"))
     rows.append(("bundle", report["bundle"] or "none in the box, none in MAGSD_BUNDLE; name one with --bundle"))
     rows.extend(("engine", engine["reason"]) for engine in report["engines"])
     width = max(len(name) for name, _ in rows)
@@ -131,6 +138,24 @@ def _backend() -> tuple[list[str], dict[str, str | None]]:
     except Exception as error:  # whatever a broken installation raises, the report goes on
         return [], {"name": None, "reason": f"ONNX Runtime fails: {' '.join(str(error).split())}"}
     return providers, {"name": choice.name, "reason": choice.reason}
+
+
+def _backends(providers: list[str], gpu: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each of ONNX Runtime's for GPUs says here; ``providers``: none where there is no ONNX Runtime to ask."""
+    if not providers:
+        return []
+    from .backends import import_onnxruntime
+    from .backends.onnx_runtime import why_not
+
+    found = []
+    for name in ("cuda", "ort-tensorrt", "ort-rtx"):
+        error = why_not(import_onnxruntime(), name)
+        if not gpu["devices"]:
+            reason = f"not here, {gpu['problem']}"
+        else:
+            reason = "nothing known is in its way; opening it shows" if error is None else str(error)
+        found.append({"name": name, "possible": error is None, "reason": reason.removeprefix(f"backend {name}: ")})
+    return found
 
 
 def _missing(libraries: dict[str, str | None], gpu: dict[str, Any], providers: list[str]) -> list[dict[str, str]]:

@@ -40,10 +40,10 @@ def cache_folder() -> Path | None:
         folder = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "magsd" / "graphs"
     else:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "magsd" / "graphs"
-    return folder if _ours(folder) else None
+    return folder if is_ours(folder) else None
 
 
-def _ours(folder: Path) -> bool:
+def is_ours(folder: Path) -> bool:
     """Whether nobody else can write there. A folder that does not exist yet will be made so."""
     if sys.platform == "win32":
         return True  # the profile's own access rules
@@ -89,7 +89,7 @@ def find(onnx_sha256: str, ort_version: str) -> Path | None:
         return None
     kept = folder / key_of(onnx_sha256, ort_version)
     try:
-        if not _ours(kept):
+        if not is_ours(kept):
             return None
         facts = json.loads((kept / FACTS).read_text(encoding="utf-8"))
         for name in (GRAPH, WEIGHTS):
@@ -115,7 +115,7 @@ def write(
     kept = folder / key_of(onnx_sha256, ort_version)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _ours(folder):
+        if not is_ours(folder):
             return None
         shutil.rmtree(kept, ignore_errors=True)  # of no use, or it would not be made again
         with replacing_directory(kept) as temporary:

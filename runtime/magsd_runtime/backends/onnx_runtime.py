@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ PROVIDERS = {
     "ort-rtx": "NvTensorRTRTXExecutionProvider",
 }
 _CACHED = {"cpu": "fp32", "cpu-int8": "int8"}  # backends whose optimised graph may be kept, and their precision
+_HEAVY = frozenset({"Conv", "Einsum", "Gemm", "MatMul"})  # nearly all of the time
 PRECISIONS = {"cpu-int8": "int8", "cpu-fp16": "fp16"}  # of the others fp32
 
 
@@ -48,7 +51,7 @@ class OnnxRuntimeBackend:
         threads = threads or available_cores()
         session = _open_optimised(ort, bundle, name, threads)
         self.optimised = session is not None
-        self._session: Any = session or _open_session(ort, model, name, threads)
+        self._session: Any = session or _open_session(ort, model, name, threads, bundle.model_sha256)
         inputs = [value.name for value in self._session.get_inputs()]
         outputs = {value.name for value in self._session.get_outputs()}
         if inputs != [INPUT_NAME] or not outputs >= set(OUTPUT_NAMES):
@@ -96,26 +99,52 @@ def _model_path(bundle: Bundle, name: str) -> Path:
         raise BackendUnavailableError(f"backend {name}: {error}") from error
 
 
-def _open_session(ort: Any, model: Path, name: str, threads: int) -> Any:
+def why_not(ort: Any, name: str) -> MagsdError | None:
+    """Why the backend ``name`` cannot run here, as far as that can be known without loading its provider."""
     provider = PROVIDERS[name]
-    options = _options(ort, threads)
-    providers: list[Any] | None = [provider]
     if name == "ort-rtx":
-        _add_rtx(ort, options)
-        providers = None  # the options name the device
+        if _RTX_PLUGIN not in sys.modules and importlib.util.find_spec(_RTX_PLUGIN) is None:
+            return MissingExtraError(
+                "--backend ort-rtx needs onnxruntime-ep-nv-tensorrt-rtx, which is not installed: pip install "
+                "'onnxruntime>=1.24' onnxruntime-ep-nv-tensorrt-rtx (not beside onnxruntime-gpu)"
+            )
+        if not hasattr(ort, "register_execution_provider_library"):
+            return BackendUnavailableError(
+                f"backend ort-rtx: ONNX Runtime {ort.__version__} takes no plugin providers: pip install -U onnxruntime"
+            )
     elif provider not in ort.get_available_providers():
-        raise BackendUnavailableError(
+        return BackendUnavailableError(
             f"backend {name}: ONNX Runtime {ort.__version__} is installed without it: "
             "pip uninstall -y onnxruntime, then pip install 'magsd[gpu]'"
         )
+    if provider == "CPUExecutionProvider":
+        return None
+    driver = hardware.cuda_driver()  # asked itself: a provider's own complaint about it is a page of log
+    if driver["devices"]:
+        return None
+    return BackendUnavailableError(_gpu_failed(name, str(driver["problem"] or "the NVIDIA driver finds no GPU")))
+
+
+def _open_session(ort: Any, model: Path, name: str, threads: int, sha256: str = "") -> Any:
+    provider = PROVIDERS[name]
+    if (error := why_not(ort, name)) is not None:
+        raise error
+    options = _options(ort, threads)
+    providers: list[Any] | None = [provider]
+    if provider != "CPUExecutionProvider":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for _require_nodes
+    if name == "ort-rtx":
+        _add_rtx(ort, options)
+        providers = None  # the options name the device
     elif name in ("cuda", "ort-tensorrt"):
-        _require_gpu(name)
         # TF32 keeps 10 bits of the mantissa: not the FP32 that the bundle was verified with.
         # Heuristic: the exhaustive search of algorithms makes the first image wait for seconds.
         providers = [("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})]
         if name == "ort-tensorrt":
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # its provider has no option for it
-            providers.insert(0, (provider, _tensorrt_options()))
+            providers.insert(0, (provider, _tensorrt_options(ort, sha256)))
+            with contextlib.suppress(ImportError, OSError):
+                importlib.import_module("tensorrt_libs")  # pip puts them where the system does not look
         _load_cuda_libraries(ort)
     try:
         session = ort.InferenceSession(str(model), options, providers=providers)
@@ -126,24 +155,48 @@ def _open_session(ort: Any, model: Path, name: str, threads: int) -> Any:
     # A provider that does not load is dropped with no more than a log line
     if provider not in session.get_providers():
         raise BackendUnavailableError(_gpu_failed(name, f"its {provider} did not load"))
+    if provider != "CPUExecutionProvider":
+        _require_nodes(session, name)
     return session
 
 
-def _require_gpu(name: str) -> None:
-    """Asked of the driver itself: a provider's own complaint about it is a page of log."""
-    driver = hardware.cuda_driver()
-    if not driver["devices"]:
-        raise BackendUnavailableError(_gpu_failed(name, str(driver["problem"] or "the NVIDIA driver finds no GPU")))
+def _require_nodes(session: Any, name: str) -> None:
+    """That the network really runs on the provider asked for: what it does not take, the CPU gets without a word.
 
+    Small things may (shapes, mostly). An ONNX Runtime that does not tell which node went where is taken at its word.
 
-def _tensorrt_options() -> dict[str, str]:
-    """The provider builds its engine when it is first opened, for minutes; kept for the next time where that may be."""
-    folder = graph_cache.cache_folder()
-    if folder is None:
-        return {}
-    kept = folder / "tensorrt"
+    Raises
+    ------
+    BackendUnavailableError
+        If the provider took nothing, or the CPU has convolutions or matrix products.
+    """
     try:
-        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parts = session.get_provider_graph_assignment_info()
+    except Exception:  # not there, or not told; its exceptions have no common base but this one
+        return
+    placed = {(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()}
+    if PROVIDERS[name] not in {provider for provider, _ in placed}:
+        raise BackendUnavailableError(_gpu_failed(name, f"its {PROVIDERS[name]} took no part of the network"))
+    left = sorted(kind for provider, kind in placed if provider == "CPUExecutionProvider" and kind in _HEAVY)
+    if left:
+        raise BackendUnavailableError(_gpu_failed(name, f"it would leave {' and '.join(left)} to the CPU"))
+
+
+def _tensorrt_options(ort: Any, sha256: str) -> dict[str, str]:
+    """The provider builds its engine when it is first opened, for minutes; kept for the next time where that may be.
+
+    A folder for each network: the provider names an engine by the graph's names and takes it for another network with
+    other weights (microsoft/onnxruntime issue 6455).
+    """
+    folder = graph_cache.cache_folder()
+    if folder is None or not sha256:
+        return {}
+    kept = folder / "tensorrt" / f"{sha256[:32]}-{ort.__version__}"
+    try:
+        for made in (folder, folder / "tensorrt", kept):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not graph_cache.is_ours(made):
+                return {}
     except OSError:
         return {}
     return {
@@ -155,19 +208,8 @@ def _tensorrt_options() -> dict[str, str]:
 def _add_rtx(ort: Any, options: Any) -> None:
     """Add the GPU that the TensorRT-RTX plugin provider finds to ``options``."""
     try:
-        plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            "--backend ort-rtx needs onnxruntime-ep-nv-tensorrt-rtx, which is not installed: pip install "
-            "'onnxruntime>=1.24' onnxruntime-ep-nv-tensorrt-rtx (not beside onnxruntime-gpu)"
-        ) from error
-    _require_gpu("ort-rtx")
-    if not hasattr(ort, "register_execution_provider_library"):
-        raise BackendUnavailableError(
-            f"backend ort-rtx: ONNX Runtime {ort.__version__} takes no plugin providers: pip install -U onnxruntime"
-        )
-    name = plugin.get_ep_name()
-    try:
+        plugin = importlib.import_module(_RTX_PLUGIN)
+        name = plugin.get_ep_name()
         if name not in _registered:
             ort.register_execution_provider_library(name, plugin.get_library_path())
             _registered.add(name)
@@ -179,6 +221,7 @@ def _add_rtx(ort: Any, options: Any) -> None:
     options.add_provider_for_devices(devices[:1], {})
 
 
+_RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 _registered: set[str] = set()
 """Plugin providers of this process: a second registration is an error."""
 
