@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 
 import tiny_bundle
 from engine_trial import bundle, gpu, halved, needs_rtx
@@ -20,7 +23,6 @@ from magsd.cli import main
 from magsd_runtime.backends import CheckedBackend, open_backend
 from magsd_runtime.bundle import Bundle
 from magsd_runtime.deciding import (
-    DecisionReport,
     Side,
     compare_sides,
     golden_films,
@@ -37,14 +39,15 @@ from magsd_runtime.decision_parity import (
     compare_film,
     rank_correlation,
 )
+from magsd_runtime.decision_report import DecisionReport
 from magsd_runtime.doctor import examine, format_report
 from magsd_runtime.engines.building import Profile
 from magsd_runtime.engines.making import make_engine
 from magsd_runtime.engines.passport import read_passports
-from magsd_runtime.errors import DataError, UsageError
+from magsd_runtime.errors import DataError, MagsdError, UsageError
 from magsd_runtime.parity import BEYOND_RANGE, hostile_inputs
 from magsd_runtime.prediction import Box, Decision, Finding, Prediction
-from tiny_export import write_run
+from magsd_runtime.site_rules import SiteRules, read_rules
 
 __all__ = ["bundle", "gpu", "halved"]  # fixtures
 
@@ -174,6 +177,23 @@ def prediction(label: str, share: float, positive: bool = True, status: Any = "o
     )
 
 
+def test_the_means_of_a_few_films_decide_only_in_float32() -> None:
+    def film(number: int, box: Box) -> Any:
+        one, other = (
+            replace(prediction("a", 0.6), findings=(Finding(found, 1.0, 0.1),)) for found in (Box(0, 0, 10, 10), box)
+        )
+        return compare_film(f"film {number}", Seen(one), Seen(other), ALLOWED["fp16"])
+
+    totals = Totals()
+    for number in range(19):
+        totals.add(film(number, Box(0, 0, 10, 5)))
+    assert totals.boxes.mean == pytest.approx(0.5)
+    assert totals.failures(ALLOWED["fp16"]) == totals.failures(ALLOWED["int8"]) == []
+    assert totals.failures(ALLOWED["fp32"]) == ["the findings' overlap is 0.5000 in the mean, 0.995 is needed"]
+    totals.add(film(19, Box(0, 0, 10, 10)))
+    assert totals.failures(ALLOWED["fp16"]) == ["the findings' overlap is 0.5250 in the mean, 0.95 is needed"]
+
+
 def test_a_flip_between_equal_classes_is_a_tie_and_no_flip() -> None:
     allowed, totals = ALLOWED["fp32"], Totals()
     near = compare_film("near", Seen(prediction("a", 0.5005)), Seen(prediction("b", 0.5001)), allowed)
@@ -183,7 +203,7 @@ def test_a_flip_between_equal_classes_is_a_tie_and_no_flip() -> None:
     for film in (near, far, crossed):
         totals.add(film)
     assert (totals.flips, totals.ties, totals.crossings) == (1, 1, 1)
-    assert totals.share(totals.flips) == pytest.approx(2 / 3)
+    assert totals.labels == pytest.approx(2 / 3)
     assert totals.probability.worst == pytest.approx(0.52 - (1 - 0.5001))
     failures = totals.failures(allowed)
     assert any(line.startswith("labels agree on 0.6667 of 3 films") for line in failures)
@@ -197,6 +217,26 @@ def test_the_coarser_precision_decides() -> None:
         a, b = ALLOWED[strict], ALLOWED[loose]
         assert a.probability < b.probability
         assert all(getattr(a, name) >= getattr(b, name) for name in ("labels", "decisions", "statuses", "boxes"))
+
+
+def test_films_that_both_refuse_do_not_dilute_a_flip() -> None:
+    allowed, totals = ALLOWED["int8"], Totals()
+    refused = Seen(Prediction("x", "rejected"))
+    for number in range(200):
+        totals.add(compare_film(f"no film {number}", refused, refused, allowed))
+    assert totals.failures(allowed) == []
+    totals.add(compare_film("flipped", Seen(prediction("a", 0.6)), Seen(prediction("b", 0.6, positive=False)), allowed))
+    one_sided = compare_film("one-sided", Seen(prediction("a", 0.6)), refused, allowed)
+    assert one_sided.crossing
+    totals.add(one_sided)
+    for number in range(2):
+        totals.add(compare_film(f"like {number}", Seen(prediction("a", 0.6)), Seen(prediction("a", 0.6)), allowed))
+    assert (totals.films, totals.judged, totals.labelled, totals.decided) == (204, 3, 4, 4)
+    assert (totals.labels, totals.decisions) == (0.5, 0.5)
+    assert totals.same_statuses == pytest.approx(203 / 204)
+    failures = totals.failures(allowed)
+    assert [line.partition(" agree")[0] for line in failures[:2]] == ["labels", "decisions at the operating point"]
+    assert "0.5000 of 4 films" in failures[0]
 
 
 # --- two sides -----------------------------------------------------------------------------------
@@ -250,7 +290,12 @@ def broken(outputs: Outputs) -> Outputs:
         (swapped, ("labels agree on", "logits differs by")),
         (
             broken,
-            ("statuses agree on", "labels agree on", "logits differs by up to inf", "hostile input noise: is not"),
+            (
+                "statuses agree on",
+                "labels agree on",
+                "logits differs by up to inf",
+                "hostile input noise: the network failed, or is not finite",
+            ),
         ),
     ],
 )
@@ -313,6 +358,55 @@ def test_films_of_a_manifest_and_of_the_bundle(bundle: Bundle, films: Path, tmp_
         manifest_films(tmp_path / "empty.csv")
 
 
+def test_a_network_that_fails_on_a_hostile_input_is_reported(bundle: Bundle) -> None:
+    def crash(outputs: Outputs) -> Outputs:
+        raise MagsdError("the device was lost")
+
+    with open_side("fp32", bundle, threads=1) as (first, _):
+        second = Side("cuda", bundle, cast(CheckedBackend, Tampered(bundle, crash)))
+        report = compare_sides(bundle, first, second, golden_films(bundle), source="golden inputs")
+    assert {made.finite for made in report.inputs} == {(True, False)}
+    assert "hostile input noise: the network failed, or is not finite" in report.failures
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_no_name_of_a_film_breaks_the_report(bundle: Bundle, films: Path) -> None:
+    with open_side("fp32", bundle, threads=1) as (first, _):
+        second = Side("cuda", bundle, cast(CheckedBackend, Tampered(bundle, swapped)))
+        named = [("bell\x07\x1b[2J.png", films.parent / "0.png")]
+        shown = compare_sides(bundle, first, second, named, source="a list").format()
+    assert "\x1b" not in shown
+    assert "\\x1b[2J.png: label" in shown
+
+
+def keys_of(record: Any, inside: str = "") -> set[str]:
+    found = set()
+    for key, value in record.items():
+        found.add(inside + key)
+        if isinstance(value, dict) and set(value) != {"logits", "attention", "evidence", "embedding"}:
+            found |= keys_of(value, f"{inside}{key}.")
+    return found
+
+
+def test_every_field_of_the_record_is_documented(bundle: Bundle, films: Path) -> None:
+    record = compared(bundle, films, swapped).to_dict()
+    text = (Path(__file__).parents[1] / "docs" / "verify.md").read_text(encoding="utf-8")
+    table = text[text.index("| field of the record |") :].split("\n\n")[0]
+    documented = set(re.findall(r"`([a-z0-9_.]+)`", "\n".join(line.split("|")[1] for line in table.splitlines()[2:])))
+    parts = ("probability_difference", "heat_rank_correlation", "finding_overlap")
+    found = {key for key in keys_of(record) if not key.startswith("hostile_files.")}
+    found -= {f"films.{part}.{key}" for part in parts for key in ("mean", "worst", "at")}
+    found = {key for key in found if not key.startswith(("first.", "second."))}
+    assert documented == found
+    assert set(record["hostile_files"]) == set(record["films"])
+    assert set(record["films"]["outputs"]["logits"]) == {
+        "worst_difference",
+        "at",
+        "mean_difference",
+        "share_of_tolerance",
+    }
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -331,6 +425,49 @@ def test_magsd_verify_compare(bundle: Bundle, films: Path, capsys: pytest.Captur
     assert record["films"]["outputs"]["logits"]["share_of_tolerance"] <= 1
 
 
+def test_a_comparison_of_nothing_is_no_proof(bundle: Bundle, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (films.parent / "torn.csv").write_text("path,label,patient\ntorn.png,normal,p\n")
+    arguments = ["verify", str(bundle.path), "--compare", "fp32,fp16", "--threads", "1"]
+    assert main([*arguments, "--data", str(films.parent / "torn.csv")]) == 5
+    shown = capsys.readouterr().out
+    assert "FAILED: none of 1 films was judged by either side: nothing was compared" in shown
+    assert "operating point     none" in shown
+
+
+def test_both_sides_go_by_the_rules_of_the_site(
+    bundle: Bundle, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "site.json"
+    rules.write_text(
+        '{"schema": "magsd.rules/1", "pixels": {"severity": {"tiny": "rejected"}, "limits": {"tiny_side": 300}}}'
+    )
+    arguments = ["verify", str(bundle.path), "--compare", "fp32,fp16", "--threads", "1", "--data", str(films), "--json"]
+    assert main(arguments) == 0
+    free = json.loads(capsys.readouterr().out)
+    assert main([*arguments, "--rules", str(rules)]) == 5  # all are 180 x 200: none is judged
+    bound = json.loads(capsys.readouterr().out)
+    assert free["rules_sha256"] == SiteRules().sha256() != bound["rules_sha256"] == read_rules(rules).sha256()
+    assert free["films"]["judged_by_both"] > 0 == bound["films"]["judged_by_one_or_both"]
+
+
+def test_half_precision_rounded_as_on_a_gpu(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    """A CPU rounds the weights only; the reference evaluator rounds what every layer gives, as a GPU does."""
+    assert main(["verify", str(bundle.path), "--threads", "1", "--json", "--compare", "fp32,fp16-rounded"]) == 0
+    side = json.loads(capsys.readouterr().out)["second"]
+    assert side == {"side": "fp16-rounded", "backend": "fp16-rounded", "device": "cpu", "precision": "fp16"}
+    image = hostile_inputs(bundle.preprocessing.size)["noise"]
+    wanted: Any = ReferenceEvaluator(str(bundle.path / "model.fp16.onnx")).run(
+        ["embedding"], {"image": image[np.newaxis]}
+    )
+    off = {}
+    for name in ("fp16", "fp16-rounded"):
+        with open_side(name, bundle, threads=1) as (opened, _):
+            outputs = opened.run(image)
+        assert outputs is not None
+        off[name] = float(np.abs(outputs["embedding"] - np.asarray(wanted[0])[0]).max())
+    assert off["fp16-rounded"] < off["fp16"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -341,6 +478,7 @@ def test_magsd_verify_compare(bundle: Bundle, films: Path, capsys: pytest.Captur
         (["--compare", "fp32,fp16", "--run", "x"], 2, "--run goes with --compare torch"),
         (["--compare", "fp32,fp16", "--backend", "cpu"], 2, "--backend goes without --compare"),
         (["--compare", "fp32,fp16", "--limit", "3"], 2, "--limit goes with --data"),
+        (["--rules", "x.json"], 2, "--rules goes with --compare"),
         (["--data", "x.csv"], 2, "--data goes with --compare"),
         (["--compare", "fp32,int8"], 6, "has no network in int8"),
         (["--compare", "fp32,engine"], 6, "has no engine: magsd engine"),
@@ -355,24 +493,6 @@ def test_wrong_use_is_one_line(
     assert captured.out == ""
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
-
-
-def test_torch_against_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scores = {"loss": 0.5, "accuracy": 0.7, "auc": 0.8}
-    run = write_run(tmp_path / "run", tmp_path / "data", {0: scores, 1: {**scores, "auc": 0.6}})
-    out = tmp_path / "bundle"
-    assert main(["export", str(run), "--out", str(out), "--fold", "0", "--images", "0"]) == 0
-    capsys.readouterr()
-    arguments = ["verify", str(out), "--compare", "torch,fp32", "--data", str(tmp_path / "data" / "manifest.csv")]
-    assert main([*arguments, "--run", str(run / "fold0"), "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["first"]["backend"] == "torch"
-    assert record["films"]["judged_by_both"] > 0
-    assert record["films"]["label_flips"] == 0
-    assert main([*arguments, "--run", str(run / "fold1"), "--json"]) == 5  # another fold's weights
-    assert json.loads(capsys.readouterr().out)["failures"]
-    assert main([*arguments, "--run", str(tmp_path / "none")]) == 2
-    assert "no such run or checkpoint" in capsys.readouterr().err
 
 
 @needs_rtx
@@ -412,6 +532,6 @@ def test_a_report_without_a_film_does_not_pass(bundle: Bundle) -> None:
     with open_side("fp32", bundle, threads=1) as (first, _), open_side("fp16", bundle, threads=1) as (second, _):
         report: DecisionReport = compare_sides(bundle, first, second, [], source="nothing")
     assert not report.passed
-    assert "no film was compared" in report.failures
+    assert "none of 0 films was judged by either side: nothing was compared" in report.failures
     with pytest.raises(UsageError), open_side("nothing", bundle):
         pass

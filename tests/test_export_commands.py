@@ -197,6 +197,27 @@ def halved(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_verify_compares_a_bundle_with_the_checkpoint_that_it_was_made_from(
+    run: Path, bundle: Path, halved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(run.parent / "data" / "manifest.csv"), "--limit", "8", "--threads", "1", "--json"]
+    arguments = ["verify", str(bundle), "--compare", "torch,fp32", *data, "--run"]
+    assert main([*arguments, str(run / "fold2")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["first"] == {"side": "torch", "backend": "torch", "device": "cpu", "precision": "fp32"}
+    assert record["films"]["judged_by_both"] > 0
+    assert record["films"]["label_flips"] == 0
+    assert main([*arguments, str(run / "fold0")]) == 5  # another fold's weights
+    assert json.loads(capsys.readouterr().out)["failures"]
+    assert main([*arguments, str(tmp_path / "none")]) == 2
+    assert "no such run or checkpoint" in capsys.readouterr().err
+    assert main(["verify", str(bundle), "--compare", "fp32,fp16-rounded"]) == 6
+    assert "fp16-rounded: " in (message := capsys.readouterr().err)
+    assert "has no network in fp16: magsd export" in message
+    assert main(["verify", str(halved), "--compare", "fp32,fp16-rounded", *data]) == 0
+    assert json.loads(capsys.readouterr().out)["films"]["label_flips"] == 0
+
+
 def test_precision_fp16_adds_a_proven_network_to_a_run_s_bundle(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

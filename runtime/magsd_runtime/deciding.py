@@ -1,25 +1,23 @@
 """Run any two networks of a bundle over films, through the whole pipeline, and over inputs made to break one of them.
 
-side        network                               runs on
-torch       the checkpoint it was exported from   PyTorch (needs --run, and the training part of magsd)
-fp32        model.onnx                            ONNX Runtime, CPU
-fp16        model.fp16.onnx                       ONNX Runtime, CPU: slower there, for its rounding only
-int8        model.int8.onnx                       ONNX Runtime, CPU
-cuda        model.onnx                            ONNX Runtime, CUDA
-engine      a plan in engines/                    TensorRT
+side           network                               runs on
+torch          the checkpoint it was exported from   PyTorch (needs --run, and the training part of magsd)
+fp32           model.onnx                            ONNX Runtime, CPU
+fp16           model.fp16.onnx                       ONNX Runtime, CPU, which rounds its weights and nothing else
+fp16-rounded   the same, each result rounded         ONNX Runtime, CPU (needs the training part of magsd)
+int8           model.int8.onnx                       ONNX Runtime, CPU
+cuda           model.onnx                            ONNX Runtime, CUDA
+engine         a plan in engines/                    TensorRT
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,139 +25,21 @@ from numpy.typing import NDArray
 from .backends import Backend, CheckedBackend, open_backend
 from .bundle import Bundle
 from .decision_parity import Allowed, Outputs, Seen, Totals, allowed_between, compare_film, output_difference
-from .errors import RESEARCH_USE, DataError, MagsdError, UsageError, require
+from .decision_report import DecisionReport, HostileInput
+from .errors import DataError, MagsdError, UsageError, require
 from .localization import localization_map
 from .manifest_csv import read_lines
 from .parity import BEYOND_RANGE, hostile_inputs
 from .pipeline import Pipeline
+from .site_rules import SiteRules
 
 if TYPE_CHECKING:
     from .engines.passport import Passport
 
-SIDES = ("torch", "fp32", "fp16", "int8", "cuda", "engine")
+SIDES = ("torch", "fp32", "fp16", "fp16-rounded", "int8", "cuda", "engine")
 _BACKENDS = {"fp32": "cpu", "fp16": "cpu-fp16", "int8": "cpu-int8", "cuda": "cuda"}
 
 Films = Iterable[tuple[str, Path]]
-
-
-@dataclass(frozen=True)
-class HostileInput:
-    """One synthetic network input. ``finite``: whether all outputs are, of each side; ``share``: the largest difference
-    in units of its tolerance, None where there is none or an output is not finite. ``judged``: whether it counts."""
-
-    name: str
-    finite: tuple[bool, bool]
-    label_equal: bool
-    share: float | None
-    judged: bool
-
-    @property
-    def passed(self) -> bool:
-        if not self.judged:
-            return True
-        return self.finite == (True, True) and (self.share is None or self.share <= 1)
-
-
-@dataclass(frozen=True)
-class DecisionReport:
-    """Two sides over films, over files made to break the pipeline, and over inputs made to break a network."""
-
-    bundle: str
-    model_sha256: str
-    sides: tuple[dict[str, str], dict[str, str]]
-    allowed: Allowed
-    source: str
-    films: Totals
-    files: Totals
-    inputs: tuple[HostileInput, ...]
-
-    @property
-    def failures(self) -> list[str]:
-        """What is outside the limits, a line each."""
-        found = self.films.failures(self.allowed)
-        found += [f"hostile files: {line}" for line in self.files.failures(self.allowed)]
-        for made in self.inputs:
-            if not made.passed:
-                what = "is not finite" if made.finite != (True, True) else f"differs {made.share:.3g} x what is allowed"
-                found.append(f"hostile input {made.name}: {what}")
-        if not self.films.films:
-            found.append("no film was compared")
-        return found
-
-    @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        limits = {name: value for name, value in vars(self.allowed).items() if name != "outputs"}
-        return {
-            "schema": "magsd.decisions/1",
-            "bundle": self.bundle,
-            "model_sha256": self.model_sha256,
-            "first": self.sides[0],
-            "second": self.sides[1],
-            "passed": self.passed,
-            "failures": self.failures,
-            "allowed": limits,
-            "source": self.source,
-            "films": self.films.to_dict(),
-            "hostile_files": self.files.to_dict(),
-            "hostile_inputs": [
-                {
-                    "name": made.name,
-                    "finite": list(made.finite),
-                    "label_equal": made.label_equal,
-                    "share_of_tolerance": made.share if made.share is not None and math.isfinite(made.share) else None,
-                    "judged": made.judged,
-                    "passed": made.passed,
-                }
-                for made in self.inputs
-            ],
-            "research_use_only": True,
-        }
-
-    def format(self) -> str:
-        """The report for people, several lines."""
-        films, allowed = self.films, self.allowed
-        lines = [f"bundle              {self.bundle}"]
-        for name, side in zip(("first", "second"), self.sides):
-            lines.append(f"{name:<20}{side['side']}: {side['backend']} ({side['device']}, {side['precision']})")
-        lines += [
-            f"films               {films.films} of {self.source}, {films.judged} judged by both",
-            f"labels              {films.share(films.flips):.4f} equal ({films.flips} differ, {films.ties} ties), "
-            f"{allowed.labels:g} needed",
-            f"operating point     {films.share(films.crossings):.4f} on the same side ({films.crossings} cross), "
-            f"{allowed.decisions:g} needed",
-            f"status              {films.share(films.statuses):.4f} equal ({films.statuses} differ), "
-            f"{allowed.statuses:g} needed",
-            f"probability         {_pair(films.probability.worst, films.probability.mean)}, "
-            f"{allowed.probability:g} allowed",
-            f"heat, rank corr.    mean {_number(films.correlation.mean)}, lowest {_number(films.correlation.worst)}, "
-            f"mean {allowed.correlation:g} needed",
-            f"findings, overlap   mean {_number(films.boxes.mean)}, lowest {_number(films.boxes.worst)}, "
-            f"mean {allowed.boxes:g} needed",
-            "output              worst difference        mean   of tolerance   at",
-        ]
-        for name, worst in films.outputs.items():
-            share = films.shares[name].worst
-            of = "-" if share is None or allowed.outputs is None else f"{share:.1%}"
-            lines.append(
-                f"  {name:<18}{_number(worst.worst):>16}{_number(films.means[name].mean):>12}{of:>15}   {worst.at}"
-            )
-        agree = self.files.films - self.files.statuses
-        lines.append(f"hostile files       {agree} of {self.files.films} judged alike")
-        judged = [made for made in self.inputs if made.judged]
-        shown = f"hostile inputs      {sum(made.passed for made in judged)} of {len(judged)} within what is allowed"
-        beyond = [made for made in self.inputs if not made.judged]
-        if beyond:
-            shown += (
-                f"; of {len(beyond)} beyond what the pipeline can give, {sum(all(m.finite) for m in beyond)} finite"
-            )
-        lines.append(shown)
-        lines += [f"  {line}" for line in films.named]
-        failures = self.failures
-        lines += [f"FAILED: {line}" for line in failures] or ["PASSED"]
-        return "\n".join([*lines, RESEARCH_USE])
 
 
 def compare_sides(
@@ -184,6 +64,7 @@ def compare_sides(
     return DecisionReport(
         bundle=str(bundle.path),
         model_sha256=bundle.model_sha256,
+        rules_sha256=first.rules_sha256,
         sides=(first.facts, second.facts),
         allowed=allowed,
         source=source,
@@ -196,11 +77,12 @@ def compare_sides(
 class Side:
     """One network behind the pipeline, which remembers what the network gave for the last film."""
 
-    def __init__(self, name: str, bundle: Bundle, backend: CheckedBackend) -> None:
+    def __init__(self, name: str, bundle: Bundle, backend: CheckedBackend, rules: SiteRules | None = None) -> None:
         self.name, self.precision = name, backend.precision
         self._recording = _Recording(backend)
         self._bundle = bundle
-        self._pipeline = Pipeline(bundle, cast(CheckedBackend, self._recording))
+        self._pipeline = Pipeline(bundle, cast(CheckedBackend, self._recording), rules=rules)
+        self.rules_sha256 = self._pipeline.rules.sha256()
         self.facts = {
             "side": name, "backend": backend.name, "device": backend.device, "precision": backend.precision,
         }  # fmt: skip
@@ -220,9 +102,12 @@ class Side:
             heat = localization_map(shown, outputs["attention"], outputs["evidence"], best)
         return Seen(prediction, outputs, heat)
 
-    def run(self, image: NDArray[np.float32]) -> Outputs:
-        """The outputs of one network input float32 (1, S, S), without the batch axis."""
-        return {name: values[0] for name, values in self._recording.run(image[np.newaxis]).items()}
+    def run(self, image: NDArray[np.float32]) -> Outputs | None:
+        """The outputs of one network input float32 (1, S, S), without the batch axis; None where the network fails."""
+        try:
+            return {name: values[0] for name, values in self._recording.run(image[np.newaxis]).items()}
+        except MagsdError:
+            return None
 
 
 class _Recording:
@@ -250,9 +135,10 @@ class _Recording:
 
 @contextmanager
 def open_side(
-    name: str, bundle: Bundle, *, run: Path | None = None, threads: int | None = None
+    name: str, bundle: Bundle, *, run: Path | None = None, threads: int | None = None, rules: SiteRules | None = None
 ) -> Iterator[tuple[Side, Passport | None]]:
     """Open one of :data:`SIDES`; of an engine also its passport. ``run``: for torch, see ``find_checkpoint``.
+    ``rules``: as of ``Pipeline``.
 
     Raises
     ------
@@ -269,6 +155,11 @@ def open_side(
             raise UsageError("--compare torch needs --run: the run, its fold or the checkpoint of the bundle")
         part = require("magsd_export.torch_side", feature="comparing with PyTorch", extra="train")
         backend = CheckedBackend(cast(Backend, part.open_torch(bundle, run, threads)), bundle, "torch was asked for")
+    elif name == "fp16-rounded":
+        part = require("magsd_export.rounded_side", feature="rounding as a GPU does", extra="train")
+        backend = CheckedBackend(
+            cast(Backend, part.open_rounded(bundle, threads)), bundle, "fp16-rounded was asked for"
+        )
     elif name == "engine":
         passport, backend = _open_engine(bundle)
     elif name == "fp16":
@@ -278,7 +169,7 @@ def open_side(
     else:
         backend = open_backend(bundle, _BACKENDS[name], threads=threads)
     with backend:
-        yield Side(name, bundle, backend), passport
+        yield Side(name, bundle, backend, rules), passport
 
 
 def _open_engine(bundle: Bundle) -> tuple[Passport | None, CheckedBackend]:
@@ -289,34 +180,6 @@ def _open_engine(bundle: Bundle) -> tuple[Passport | None, CheckedBackend]:
     if not fit:
         return None, CheckedBackend(open_by_name(bundle), bundle, "an engine was asked for")  # raises the reason
     return fit[0], CheckedBackend(open_engine(bundle, fit[0]), bundle, "an engine was asked for")
-
-
-def record_outcome(bundle: Bundle, passport: Passport, report: DecisionReport) -> None:
-    """Keep in the engine's passport what was found: ``auto`` chooses no engine that failed here.
-
-    Raises
-    ------
-    UsageError
-        If the passport cannot be written.
-    """
-    from .engines.passport import FOLDER, with_parity
-
-    outcome = {
-        "status": "passed" if report.passed else "failed",
-        "against": report.sides[0]["side"] if report.sides[1]["side"] == "engine" else report.sides[1]["side"],
-        "films": report.films.films,
-        "failures": report.failures[:5],
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    # A pass does not make up for parity that was never measured: that was judged in every batch size
-    status = passport.parity.get("status") if report.passed else "failed"
-    try:
-        with_parity(passport, {**passport.parity, "status": status, "decisions": outcome}).save(bundle.path / FOLDER)
-    except OSError as error:
-        raise UsageError(
-            f"{bundle.path / FOLDER}: the outcome cannot be kept there ({error.strerror or error}), and without it "
-            "auto may choose this engine: copy the bundle to a folder of your own"
-        ) from error
 
 
 def golden_films(bundle: Bundle) -> list[tuple[str, Path]]:
@@ -375,19 +238,15 @@ def _hostile_inputs(bundle: Bundle, first: Side, second: Side, allowed: Allowed)
     would; what float16 makes of that is reported and not judged, for no z-score of an image is ever so large."""
     exact = first.precision == second.precision == "fp32"
     for name, image in hostile_inputs(bundle.preprocessing.size).items():
-        outputs = (first.run(image), second.run(image))
-        finite = tuple(all(bool(np.isfinite(values).all()) for values in side.values()) for side in outputs)
-        share = None
-        if all(finite):
-            share = max(output_difference(key, outputs[0][key], outputs[1][key], allowed)[2] for key in outputs[0])
-        labels = [int(side["logits"].argmax()) for side in outputs]
+        one, other = first.run(image), second.run(image)
         judged = exact or name not in BEYOND_RANGE
-        yield HostileInput(name, (finite[0], finite[1]), labels[0] == labels[1], share, judged)
+        finite = (_finite(one), _finite(other))
+        share, same = None, False
+        if one is not None and other is not None and all(finite):
+            share = max(output_difference(key, one[key], other[key], allowed)[2] for key in one)
+            same = bool(one["logits"].argmax() == other["logits"].argmax())
+        yield HostileInput(name, finite, same, share, judged)
 
 
-def _pair(worst: float | None, mean: float | None) -> str:
-    return f"largest difference {_number(worst)}, mean {_number(mean)}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.4f}"
+def _finite(outputs: Outputs | None) -> bool:
+    return outputs is not None and all(bool(np.isfinite(values).all()) for values in outputs.values())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .commands import add_backend
 from .errors import RESEARCH_USE, UsageError, VerificationError
+from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def verify(argv: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--compare", metavar="A,B",
-        help="two of torch, fp32, fp16, int8, cuda, engine: from the file of a film to its boxes",
+        help="two of torch, fp32, fp16, fp16-rounded, int8, cuda, engine: from the file of a film to its boxes",
     )  # fmt: skip
     parser.add_argument(
         "--data", type=Path, metavar="M.csv", help="with --compare: these films (default: the bundle's golden inputs)"
@@ -44,11 +45,12 @@ def verify(argv: list[str]) -> int:
         "--run", type=Path, metavar="RUN", help="with --compare torch: the run, fold or checkpoint of the bundle"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_rules(parser)
     add_backend(parser)
     options = parser.parse_args(argv)
     if options.compare is not None:
         return _compare(options)
-    for name in ("data", "limit", "run"):
+    for name in ("data", "limit", "run", "rules"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name} goes with --compare")
 
@@ -89,8 +91,9 @@ def _compare(options: argparse.Namespace) -> int:
         raise UsageError("--limit goes with --data, and is 1 or more")
 
     from .bundle import load_bundle
-    from .deciding import compare_sides, golden_films, manifest_films, open_side, record_outcome
+    from .deciding import compare_sides, golden_films, manifest_films, open_side
 
+    rules = chosen_rules(options)
     bundle = load_bundle(choose_bundle(options.bundle))
     films, source = golden_films(bundle), "golden inputs"
     if options.data is not None:
@@ -99,14 +102,19 @@ def _compare(options: argparse.Namespace) -> int:
             films = [films[number * len(films) // options.limit] for number in range(options.limit)]
     with contextlib.ExitStack() as stack:
         opened = [
-            stack.enter_context(open_side(name, bundle, run=options.run, threads=options.threads)) for name in names
+            stack.enter_context(open_side(name, bundle, run=options.run, threads=options.threads, rules=rules))
+            for name in names
         ]
         step = stack.enter_context(_progress(len(films)))
         report = compare_sides(bundle, opened[0][0], opened[1][0], films, source=source, step=step)
+    code = _show(report, as_json=options.json)
     for _, passport in opened:
         if passport is not None:
-            record_outcome(bundle, passport, report)
-    return _show(report, as_json=options.json)
+            from .engines.outcome import record_outcome
+
+            if (note := record_outcome(bundle, passport, report)) is not None:
+                print(f"magsd verify: {note}", file=sys.stderr)
+    return code
 
 
 @contextlib.contextmanager
@@ -121,5 +129,7 @@ def _progress(count: int) -> Iterator[Callable[[], object]]:
 
 
 def _show(report: VerificationReport | DecisionReport, *, as_json: bool) -> int:
+    if hasattr(sys.stdout, "reconfigure"):  # names that the terminal cannot show must not cost the report
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     print(json.dumps(report.to_dict(), allow_nan=False) if as_json else report.format(), flush=True)
     return 0 if report.passed else VerificationError.exit_code
