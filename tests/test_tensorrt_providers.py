@@ -22,7 +22,7 @@ from magsd_runtime.backends import onnx_runtime, open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
 from magsd_runtime.errors import BackendUnavailableError, MissingExtraError
 
-RTX = "NvTensorRTRTXExecutionProvider"
+RTX = "nv_tensorrt_rtx"
 NO_DRIVER = {
     "devices": [], "details": [], "problem": "there is no NVIDIA driver", "version": None, "cuda_version": None
 }  # fmt: skip
@@ -154,6 +154,17 @@ def test_the_rtx_provider_gets_the_first_gpu_that_it_finds(bundle: Bundle, ort: 
     assert ort.registered == [(RTX, "/lib/rtx.so")]
 
 
+def test_the_rtx_provider_may_change_its_name(bundle: Bundle, ort: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Session, "get_providers", lambda self: ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setattr(Session, "placed", (("NvTensorRTRTXExecutionProvider", "Conv"),))
+    assert open_backend(bundle, "ort-rtx").name == "ort-rtx"
+    monkeypatch.setattr(Session, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(BackendUnavailableError, match="its nv_tensorrt_rtx did not load"):
+        open_backend(bundle, "ort-rtx")
+
+
 @pytest.mark.parametrize("name", ["ort-tensorrt", "ort-rtx"])
 def test_one_that_does_not_load_is_no_quiet_cpu_run(
     bundle: Bundle, ort: Any, monkeypatch: pytest.MonkeyPatch, name: str
@@ -201,9 +212,9 @@ def test_the_real_onnx_runtime_tells_where_the_nodes_went(bundle: Bundle) -> Non
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     session = real.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
     with pytest.raises(BackendUnavailableError, match="CUDAExecutionProvider took no part of the network"):
-        onnx_runtime._require_nodes(session, "cuda")
+        onnx_runtime._require_nodes(session, "cuda", "CUDAExecutionProvider")
     with pytest.raises(BackendUnavailableError, match="would leave Conv"):
-        onnx_runtime._require_nodes(session, "cpu")
+        onnx_runtime._require_nodes(session, "cpu", "CPUExecutionProvider")
 
 
 def test_the_rtx_provider_without_its_package_a_new_runtime_or_a_gpu_of_its_kind(

@@ -28,7 +28,7 @@ PROVIDERS = {
     "cpu-fp16": "CPUExecutionProvider",  # not offered by --backend: for its rounding, which magsd verify looks at
     "cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
-    "ort-rtx": "NvTensorRTRTXExecutionProvider",
+    "ort-rtx": "nv_tensorrt_rtx",  # as the plugin calls itself; the one inside ONNX Runtime has another name
 }
 _CACHED = {"cpu": "fp32", "cpu-int8": "int8"}  # backends whose optimised graph may be kept, and their precision
 _HEAVY = frozenset({"Conv", "Einsum", "Gemm", "MatMul"})  # nearly all of the time
@@ -152,15 +152,18 @@ def _open_session(ort: Any, model: Path, name: str, threads: int, sha256: str = 
         if provider != "CPUExecutionProvider" and any(word in str(error).lower() for word in ("cuda", "tensorrt")):
             raise BackendUnavailableError(_gpu_failed(name, _one_line(error))) from error
         raise BundleError(f"{model}: ONNX Runtime {ort.__version__} cannot load it ({_one_line(error)})") from error
+    loaded = session.get_providers()
+    if name == "ort-rtx":  # the only one that was added, whatever a later version calls itself
+        provider = next((item for item in loaded if item != "CPUExecutionProvider"), provider)
     # A provider that does not load is dropped with no more than a log line
-    if provider not in session.get_providers():
+    if provider not in loaded:
         raise BackendUnavailableError(_gpu_failed(name, f"its {provider} did not load"))
     if provider != "CPUExecutionProvider":
-        _require_nodes(session, name)
+        _require_nodes(session, name, provider)
     return session
 
 
-def _require_nodes(session: Any, name: str) -> None:
+def _require_nodes(session: Any, name: str, provider: str) -> None:
     """That the network really runs on the provider asked for: what it does not take, the CPU gets without a word.
 
     Small things may (shapes, mostly). An ONNX Runtime that does not tell which node went where is taken at its word.
@@ -175,9 +178,9 @@ def _require_nodes(session: Any, name: str) -> None:
     except Exception:  # not there, or not told; its exceptions have no common base but this one
         return
     placed = {(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()}
-    if PROVIDERS[name] not in {provider for provider, _ in placed}:
-        raise BackendUnavailableError(_gpu_failed(name, f"its {PROVIDERS[name]} took no part of the network"))
-    left = sorted(kind for provider, kind in placed if provider == "CPUExecutionProvider" and kind in _HEAVY)
+    if provider not in {where for where, _ in placed}:
+        raise BackendUnavailableError(_gpu_failed(name, f"its {provider} took no part of the network"))
+    left = sorted(kind for where, kind in placed if where == "CPUExecutionProvider" and kind in _HEAVY)
     if left:
         raise BackendUnavailableError(_gpu_failed(name, f"it would leave {' and '.join(left)} to the CPU"))
 
