@@ -92,7 +92,7 @@ def _dry_run(plan: Plan, cells: list[Cell], costs: Costs, out: Path) -> str:
         lines.append(
             f"COMPUTED, NOT MEASURED: {found.assumed} cells at an assumed "
             f"{plan.assumed_rate.multiply_adds_per_second:.3g} multiply-adds a second ({plan.assumed_rate.machine}), "
-            "without data loading, augmentation and validation by class"
+            "without augmentation, checkpoints and evaluation"
         )
     if found.step:
         lines.append(f"{found.step} cells from one step measured on this machine just now, which may be busy")

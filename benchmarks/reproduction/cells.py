@@ -95,7 +95,7 @@ def read_data(plan: Plan, root: Path) -> dict[str, Manifest]:
     Raises
     ------
     DataError
-        If one cannot be read.
+        If one cannot be read, or a positive class is not one of its two.
     """
     manifests = {}
     for name, path in plan.data.items():
@@ -105,6 +105,10 @@ def read_data(plan: Plan, root: Path) -> dict[str, Manifest]:
             raise DataError(
                 f"data set {name}: {error} (the data root is {root}: --data-root or $MAGSD_DATA)"
             ) from error
+        label = (plan.positive or {}).get(name)
+        if label is not None and (label not in manifests[name].classes or len(manifests[name].classes) != 2):
+            found = ", ".join(manifests[name].classes)
+            raise DataError(f"positive.{name} is {label}: expected one of two classes, data set {name} has {found}")
     return manifests
 
 

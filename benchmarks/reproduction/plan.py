@@ -63,6 +63,7 @@ class Plan:
     seeds: tuple[int, ...] = (0,)
     settings: Mapping[str, Any] | None = None
     own: Mapping[str, Mapping[str, Any]] | None = None
+    positive: Mapping[str, str] | None = None
     localization: tuple[str, str] | None = None
     keep: str = "reference"
     assumed_rate: AssumedRate | None = None
@@ -107,8 +108,8 @@ def parse_plan(content: Any, path: Path = Path("plan")) -> Plan:
         For the first thing that is wrong.
     """
     known = (
-        "name", "data", "localization", "folds", "fold_seed", "seeds", "epochs", "settings", "own", "stages", "keep",
-        "assumed_rate",
+        "name", "data", "positive", "localization", "folds", "fold_seed", "seeds", "epochs", "settings", "own",
+        "stages", "keep", "assumed_rate",
     )  # fmt: skip
     top = _mapping(content, "the plan", known, needed=("name", "data", "epochs", "stages"))
     data = _mapping(top["data"], "data", None)
@@ -131,6 +132,10 @@ def parse_plan(content: Any, path: Path = Path("plan")) -> Plan:
         name: dict(_mapping(values, f"own.{name}", _OWN))
         for name, values in _mapping(top.get("own", {}), "own", VARIANTS).items()
     }
+    positive = {
+        name: _text(label, f"positive.{name}")
+        for name, label in _mapping(top.get("positive", {}), "positive", tuple(data)).items()
+    }
     localization = None
     if "localization" in top:
         values = _mapping(top["localization"], "localization", ("data", "trained_on"), needed=("data", "trained_on"))
@@ -150,7 +155,7 @@ def parse_plan(content: Any, path: Path = Path("plan")) -> Plan:
     plan = Plan(
         path, name, data, stages, _whole(top["epochs"], "epochs", 1), _whole(top.get("folds", 5), "folds", 2),
         _whole(top.get("fold_seed", 0), "fold_seed", 0), seeds,
-        dict(_mapping(top.get("settings", {}), "settings", _SETTINGS)), own, localization,
+        dict(_mapping(top.get("settings", {}), "settings", _SETTINGS)), own, positive, localization,
         _one_of(top.get("keep", "reference"), "keep", KEEP), assumed,
     )  # fmt: skip
     for variant in plan.variants():
