@@ -22,7 +22,7 @@ from magsd_runtime.backends import onnx_runtime, open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
 from magsd_runtime.errors import BackendUnavailableError, MissingExtraError
 
-RTX = "nv_tensorrt_rtx"
+RTX = "NvTensorRTRTXExecutionProvider"
 NO_DRIVER = {
     "devices": [], "details": [], "problem": "there is no NVIDIA driver", "version": None, "cuda_version": None
 }  # fmt: skip
@@ -154,14 +154,15 @@ def test_the_rtx_provider_gets_the_first_gpu_that_it_finds(bundle: Bundle, ort: 
     assert ort.registered == [(RTX, "/lib/rtx.so")]
 
 
-def test_the_rtx_provider_may_change_its_name(bundle: Bundle, ort: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        Session, "get_providers", lambda self: ["NvTensorRTRTXExecutionProvider", "CPUExecutionProvider"]
-    )
-    monkeypatch.setattr(Session, "placed", (("NvTensorRTRTXExecutionProvider", "Conv"),))
+@pytest.mark.parametrize("called", ["NvTensorRTRTXExecutionProvider", "nv_tensorrt_rtx"])
+def test_the_rtx_provider_is_the_one_that_was_added_whatever_it_calls_itself(
+    bundle: Bundle, ort: Any, monkeypatch: pytest.MonkeyPatch, called: str
+) -> None:
+    monkeypatch.setattr(Session, "get_providers", lambda self: [called, "CPUExecutionProvider"])
+    monkeypatch.setattr(Session, "placed", ((called, "Conv"), ("CPUExecutionProvider", "Shape")))
     assert open_backend(bundle, "ort-rtx").name == "ort-rtx"
     monkeypatch.setattr(Session, "get_providers", lambda self: ["CPUExecutionProvider"])
-    with pytest.raises(BackendUnavailableError, match="its nv_tensorrt_rtx did not load"):
+    with pytest.raises(BackendUnavailableError, match="its NvTensorRTRTXExecutionProvider did not load"):
         open_backend(bundle, "ort-rtx")
 
 

@@ -28,7 +28,7 @@ PROVIDERS = {
     "cpu-fp16": "CPUExecutionProvider",  # not offered by --backend: for its rounding, which magsd verify looks at
     "cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
-    "ort-rtx": "nv_tensorrt_rtx",  # as the plugin calls itself; the one inside ONNX Runtime has another name
+    "ort-rtx": "NvTensorRTRTXExecutionProvider",  # as version 0.5.0 calls itself; its sources have nv_tensorrt_rtx too
 }
 _CACHED = {"cpu": "fp32", "cpu-int8": "int8"}  # backends whose optimised graph may be kept, and their precision
 _HEAVY = frozenset({"Conv", "Einsum", "Gemm", "MatMul"})  # nearly all of the time
@@ -153,7 +153,7 @@ def _open_session(ort: Any, model: Path, name: str, threads: int, sha256: str = 
             raise BackendUnavailableError(_gpu_failed(name, _one_line(error))) from error
         raise BundleError(f"{model}: ONNX Runtime {ort.__version__} cannot load it ({_one_line(error)})") from error
     loaded = session.get_providers()
-    if name == "ort-rtx":  # the only one that was added, whatever a later version calls itself
+    if name == "ort-rtx":  # the only one that was added, whatever another version calls itself
         provider = next((item for item in loaded if item != "CPUExecutionProvider"), provider)
     # A provider that does not load is dropped with no more than a log line
     if provider not in loaded:
