@@ -187,7 +187,7 @@ class FakeSession:
     loaded: list[str]
     options: Any
 
-    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+    def __init__(self, path: str, options: Any, providers: list[Any], **settings: Any) -> None:
         wanted = [provider if isinstance(provider, str) else provider[0] for provider in providers]
         FakeSession.options = options
         self._providers = [name for name in wanted if name in FakeSession.loaded] or ["CPUExecutionProvider"]

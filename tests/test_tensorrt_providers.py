@@ -20,7 +20,7 @@ from magsd.cli import main
 from magsd_runtime import hardware
 from magsd_runtime.backends import onnx_runtime, open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
-from magsd_runtime.errors import BackendUnavailableError, MissingExtraError
+from magsd_runtime.errors import BackendUnavailableError, MagsdError, MissingExtraError
 
 RTX = "NvTensorRTRTXExecutionProvider"
 NO_DRIVER = {
@@ -57,7 +57,8 @@ class Session:
     last: Any = None
     error: str | None = None
 
-    def __init__(self, path: str, options: Options, providers: list[Any] | None) -> None:
+    def __init__(self, path: str, options: Options, providers: list[Any] | None, enable_fallback: int = 1) -> None:
+        assert enable_fallback == 0  # ONNX Runtime's own: the CPU, where a provider fails
         if Session.error is not None:
             raise RuntimeError(Session.error)
         Session.last = self
@@ -202,6 +203,30 @@ def test_one_that_loads_and_leaves_the_network_to_the_cpu_is_refused(
         with pytest.raises(BackendUnavailableError, match=words) as caught:
             open_backend(bundle, name)
         assert caught.value.exit_code == 6
+
+
+def test_the_real_onnx_runtime_does_not_fall_back_to_the_cpu_in_the_middle(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Python layer answers a provider's failure with a session on the CPU, and a line on stdout."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import EPFail
+
+    class Failing:
+        def __init__(self, real: Any) -> None:
+            self.real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def run(self, *arguments: Any) -> Any:
+            raise EPFail("the device was lost")
+
+    with open_backend(bundle, "cpu") as backend:
+        session = backend._inner._session  # type: ignore[attr-defined]
+        monkeypatch.setattr(session, "_sess", Failing(session._sess))
+        with pytest.raises(MagsdError, match="the network failed on cpu: the device was lost"):
+            backend.run(np.zeros((1, 1, 224, 224), np.float32))
+    assert capsys.readouterr().out == ""
 
 
 def test_the_real_onnx_runtime_tells_where_the_nodes_went(bundle: Bundle) -> None:

@@ -147,7 +147,8 @@ def _open_session(ort: Any, model: Path, name: str, threads: int, sha256: str = 
                 importlib.import_module("tensorrt_libs")  # pip puts them where the system does not look
         _load_cuda_libraries(ort)
     try:
-        session = ort.InferenceSession(str(model), options, providers=providers)
+        # enable_fallback: else a provider that fails, now or in the middle of a run, is replaced by the CPU
+        session = ort.InferenceSession(str(model), options, providers=providers, enable_fallback=0)
     except Exception as error:  # its exceptions have no common base but this one
         if provider != "CPUExecutionProvider" and any(word in str(error).lower() for word in ("cuda", "tensorrt")):
             raise BackendUnavailableError(_gpu_failed(name, _one_line(error))) from error
