@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,17 @@ def test_another_version_processor_or_network_has_another_key(monkeypatch: pytes
     assert len(keys) == 4
 
 
+def test_on_a_processor_that_is_not_known_nothing_is_kept(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    monkeypatch.setattr(graph_cache, "_processor", list)
+    assert not opened(bundle)[0]
+    shutil.rmtree(cache)
+    assert not onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert not cache.exists()
+
+
 @pytest.mark.parametrize("value", ["off", "OFF", "0"])
 def test_it_can_be_turned_off(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MAGSD_CACHE", value)
@@ -226,11 +238,17 @@ def test_several_processes_at_once_leave_one_whole(bundle: Bundle, cache: Path) 
 def test_a_killed_one_leaves_nothing_that_is_used(bundle: Bundle, cache: Path) -> None:
     assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
     (kept,) = cache.iterdir()
-    shutil.copytree(kept, cache / f".{kept.name}.123456789abc")  # as a kill before the rename leaves it
+    left, running = cache / f".{kept.name}.123456789abc", cache / f".{kept.name}.cba987654321"
+    shutil.copytree(kept, left)  # as a kill before the rename leaves it
+    shutil.copytree(kept, running)  # and another process that is at it
+    yesterday = time.time() - 86400
+    os.utime(left, (yesterday, yesterday))
+    os.utime(running)
     shutil.rmtree(kept)
     assert not opened(bundle)[0]
     assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
     assert opened(bundle)[0]
+    assert {path.name for path in cache.iterdir()} == {kept.name, running.name}
 
 
 def test_one_session_serves_several_threads(bundle: Bundle) -> None:

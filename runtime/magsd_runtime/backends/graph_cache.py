@@ -19,6 +19,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,11 @@ _TELLING = ("model", "cpu family", "stepping", "flags", "Features", "CPU part", 
 
 
 def _processor() -> list[str]:
-    """Model and instruction sets, as the system names them; read anew at each start, so without any search in it."""
+    """Model and instruction sets, as the system names them; read anew at each start, so without any search in it.
+
+    Empty where they are not known (macOS says no more than "arm"): then nothing is kept, for weights that were packed
+    for one processor may come to another, with a home folder on the network.
+    """
     lines: list[str] = []
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -76,16 +81,17 @@ def _processor() -> list[str]:
                 if line.startswith(_TELLING):
                     lines.append(line.strip())
     except OSError:
-        import platform
+        if sys.platform == "win32":
+            import platform
 
-        lines = [platform.machine(), platform.processor()]
+            lines = [platform.machine(), platform.processor()]
     return lines
 
 
 def find(onnx_sha256: str, ort_version: str) -> Path | None:
     """The optimised graph of that network, checked to be as it was written; None if there is none to be used."""
     folder = cache_folder()
-    if folder is None:
+    if folder is None or not _processor():
         return None
     kept = folder / key_of(onnx_sha256, ort_version)
     try:
@@ -110,13 +116,14 @@ def write(
     once: one of the two results stays.
     """
     folder = cache_folder()
-    if folder is None:
+    if folder is None or not _processor():
         return None
     kept = folder / key_of(onnx_sha256, ort_version)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_ours(folder):
             return None
+        _sweep(folder)
         shutil.rmtree(kept, ignore_errors=True)  # of no use, or it would not be made again
         with replacing_directory(kept) as temporary:
             temporary.chmod(0o700)
@@ -133,6 +140,13 @@ def write(
     except (_NotTheSame, OSError):
         return None
     return kept / GRAPH
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left unfinished: hidden, and older than any that is being made."""
+    for left in folder.glob(".*"):
+        if time.time() - left.stat().st_mtime > 3600:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 class _NotTheSame(Exception):
