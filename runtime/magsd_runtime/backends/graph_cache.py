@@ -13,6 +13,7 @@ depends on it but time. ``MAGSD_CACHE=off`` turns it off, ``MAGSD_CACHE=DIR`` pu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -145,8 +146,9 @@ def write(
 def _sweep(folder: Path) -> None:
     """Remove what processes that were killed left unfinished: hidden, and older than any that is being made."""
     for left in folder.glob(".*"):
-        if time.time() - left.stat().st_mtime > 3600:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its process has just finished it
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 class _NotTheSame(Exception):
