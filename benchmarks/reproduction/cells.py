@@ -141,7 +141,10 @@ def expand(plan: Plan, manifests: Mapping[str, Manifest]) -> list[Cell]:
 
 def unique(cells: list[Cell]) -> list[Cell]:
     """The first cell of each key, in order."""
-    return list({cell.key: cell for cell in reversed(cells)}.values())[::-1]
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        first.setdefault(cell.key, cell)
+    return list(first.values())
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from commands import magsd
 from magsd.figures import confusion_figure, roc_figure
 from magsd.metrics import RocCurve, roc_curves
-from magsd_runtime.errors import DataError
 from scores import read_predictions
 
 from .cells import Cell, collect, unique
@@ -87,15 +84,9 @@ def _localization(
         run = cell.folder(out) / "run"
         if (run / f"fold{cell.fold}" / "best.pt").is_file():
             folder = to / "localization"
-            command = ["evaluate", run, "--data", data_root / manifest, "--out", folder, "--force", "--quiet"]
-            child = subprocess.run(
-                [sys.executable, "-m", "magsd.cli", *map(str, command), "--fold", str(cell.fold)], capture_output=True,
-                text=True,
-            )  # fmt: skip
-            if child.returncode:
-                raise DataError(f"magsd evaluate: {(child.stderr.strip().splitlines() or ['failed'])[-1][:300]}")
-            found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["localization"]
-            say(f"Figure 7: {cell.title} on {manifest}: mean IoU {found['iou_mean']['value']:.3f}")
+            options = ("--force", "--quiet", "--fold", cell.fold)
+            magsd("evaluate", run, "--data", data_root / manifest, "--out", folder, *options)
+            say(f"Figure 7: {cell.title} on {manifest}; what was measured is in {folder / 'metrics.json'}")
             return sorted(path for path in (folder / "figures").glob("localization*.png"))
     say(f"Figure 7: no full model of data set {data} is done and kept (keep in the plan, or --keep)")
     return []

@@ -123,12 +123,7 @@ def read_costs(
         "count": [_request(cell) for cell in new.values()], "threads": threads,
         "measure": None if measure is None else _request(measure),
     }  # fmt: skip
-    script = Path(__file__).parents[1] / "step_costs.py"
-    child = subprocess.run([sys.executable, str(script)], input=json.dumps(request), capture_output=True, text=True)
-    if child.returncode:
-        said = child.stderr.strip().splitlines() or ["nothing"]
-        raise DataError(f"{script} ended with exit code {child.returncode}: {said[-1][:300]}")
-    answer = json.loads(child.stdout.splitlines()[-1])
+    answer = _ask(request)
     known |= dict(zip(new, answer["multiply_adds"]))
     if cache is not None and new:
         write_json(cache, known)
@@ -154,6 +149,16 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours = round(minutes / 60)
     return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of step_costs.py."""
+    script = Path(__file__).parents[1] / "step_costs.py"
+    child = subprocess.run([sys.executable, str(script)], input=json.dumps(request), capture_output=True, text=True)
+    if child.returncode:
+        said = child.stderr.strip().splitlines() or ["nothing"]
+        raise DataError(f"{script} ended with exit code {child.returncode}: {said[-1][:300]}")
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def _request(cell: Cell) -> dict[str, Any]:

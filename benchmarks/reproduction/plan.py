@@ -2,6 +2,7 @@
 
 name: quick                      # goes into the tables
 data: {A: dataset_a.csv}         # manifests, relative to the data root
+positive: {A: covid19}           # of two classes: sensitivity, specificity and F1 are of this one
 localization: {data: localization.csv, trained_on: A}       # Figure 7
 folds: 5
 fold_seed: 0                     # who is in which fold; the same for all seeds

@@ -43,6 +43,7 @@ from .cells import (
 )
 from .variants import REFERENCE
 
+MAGSD = (sys.executable, "-m", "magsd.cli")
 STOP_SECONDS = 30.0
 """A child that was asked to end is killed after this long."""
 FAILURES = 3
@@ -216,10 +217,10 @@ def ensure_folds(cell: Cell, out: Path) -> Path:
 
 def _child(arguments: Sequence[object], folder: Path, options: Options, lock: int) -> float:
     """Run one command of magsd; return its seconds. It ends with this process, or at the deadline."""
-    command = [sys.executable, "-m", "magsd.cli", *map(str, arguments)]
+    command = [*MAGSD, *map(str, arguments)]
     started = time.monotonic()
     with open(folder / "log.txt", "a", encoding="utf-8") as log:
-        log.write(f"{_now()} magsd {' '.join(command[3:])}\n")
+        log.write(f"{_now()} magsd {' '.join(command[len(MAGSD) :])}\n")
         log.flush()
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, pass_fds=(lock,))
         try:
@@ -231,7 +232,7 @@ def _child(arguments: Sequence[object], folder: Path, options: Options, lock: in
             _end(child)
     if code:
         said = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise DataError(f"magsd {command[3]} ended with exit code {code}: {said[-1][:300]} ({folder / 'log.txt'})")
+        raise DataError(f"magsd {arguments[0]} ended with exit code {code}: {said[-1][:300]} ({folder / 'log.txt'})")
     return time.monotonic() - started
 
 
