@@ -60,7 +60,7 @@ def test_the_full_plan_has_every_row_of_the_paper_with_its_settings(manifest: Ma
     cells = expand(plan, dict.fromkeys(plan.data, manifest))
     assert {(cell.data, cell.variant) for cell in cells} == rows
     assert len(cells) == len(rows) * 5
-    config = plan.config("magsd", 0)
+    config = plan.config("B", "magsd", 0)
     assert settings_of(config) == settings_of(TrainingConfig())
     assert (config.epochs, config.backbone, config.size, config.learning_rate) == (100, "resnet50", 224, 1e-3)
 
@@ -106,6 +106,9 @@ def test_common_settings_fit_every_variant(name: str) -> None:
         ({"epoch": 3}, "the plan has the unknown key 'epoch': one of name, "),
         ({"stages": None}, "the plan lacks stages"),
         ({"epochs": 0}, "epochs is 0: expected a whole number, 1 or more"),
+        ({"epochs": {"A": 0}}, "epochs.A is 0: expected a whole number, 1 or more"),
+        ({"epochs": {"A": 1, "B": 2}}, "epochs has the unknown key 'B'"),
+        ({"epochs": {}}, "epochs lacks A"),
         ({"epochs": True}, "epochs is True: expected a whole number"),
         ({"folds": 1}, "folds is 1: expected a whole number, 2 or more"),
         ({"seeds": [0, 0]}, "seeds is [0, 0]: expected each at most once"),
@@ -181,6 +184,9 @@ def test_the_most_informative_cells_come_first(manifest: Manifest) -> None:
         "stages": [{"data": ["A"], "models": ["plain", "magsd"]}, {"data": ["B", "A"], "ablations": ["l2"]}],
     }  # fmt: skip
     order = [(cell.data, cell.config.seed, cell.fold, cell.variant) for cell in cells_of(content, manifest)]
+    assert {cell.config.epochs for cell in cells_of(content, manifest)} == {2}
+    content["epochs"] = {"A": 5, "B": 7}
+    assert {(cell.data, cell.config.epochs) for cell in cells_of(content, manifest)} == {("A", 5), ("B", 7)}
     first = [("A", seed, fold, v) for seed in (4, 1) for fold in range(3) for v in ("magsd", "plain")]
     second = [(data, seed, fold, "l2") for seed in (4, 1) for fold in range(3) for data in ("B", "A")]
     assert order == first + second

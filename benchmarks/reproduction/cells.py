@@ -128,12 +128,13 @@ def expand(plan: Plan, manifests: Mapping[str, Manifest]) -> list[Cell]:
             for fold in range(plan.folds):
                 for data in stage.data:
                     for variant in stage.variants:
-                        if (variant, seed) not in configs:
-                            configs[variant, seed] = plan.config(variant, seed)
+                        what = data, variant, seed
+                        if what not in configs:
+                            configs[what] = plan.config(*what)
                         cells.append(
                             Cell(
                                 data, manifests[data].path, *facts[data], variant, fold, plan.fold_seed,
-                                configs[variant, seed],
+                                configs[what],
                             )
                         )  # fmt: skip
     return cells

@@ -7,7 +7,7 @@ localization: {data: localization.csv, trained_on: A}       # Figure 7
 folds: 5
 fold_seed: 0                     # who is in which fold; the same for all seeds
 seeds: [0]                       # of initialisation, order and draws
-epochs: 12
+epochs: {A: 12, B: 4}            # or one number for all
 settings: {backbone: ...}        # of `magsd train`, for all
 own: {vgg16: {batch_size: 8}}    # for one model or ablation
 stages:                          # done in this order
@@ -58,7 +58,7 @@ class Plan:
     name: str
     data: Mapping[str, str]
     stages: tuple[Stage, ...]
-    epochs: int
+    epochs: Mapping[str, int]
     folds: int = 5
     fold_seed: int = 0
     seeds: tuple[int, ...] = (0,)
@@ -69,9 +69,9 @@ class Plan:
     keep: str = "reference"
     assumed_rate: AssumedRate | None = None
 
-    def config(self, variant: str, seed: int) -> TrainingConfig:
-        """The resolved settings of one variant; without data and folds file."""
-        common = {**(self.settings or {}), "epochs": self.epochs, "folds": self.folds, "seed": seed}
+    def config(self, data: str, variant: str, seed: int) -> TrainingConfig:
+        """The resolved settings of one variant on one data set; without data and folds file."""
+        common = {**(self.settings or {}), "epochs": self.epochs[data], "folds": self.folds, "seed": seed}
         return config_of(variant, common, (self.own or {}).get(variant, {}))
 
     def variants(self) -> tuple[str, ...]:
@@ -153,15 +153,21 @@ def parse_plan(content: Any, path: Path = Path("plan")) -> Plan:
     name = _text(top["name"], "name")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"name is {name!r}: expected letters, digits, - and _")
+    epochs = top["epochs"]
+    if isinstance(epochs, dict):
+        _mapping(epochs, "epochs", tuple(data), needed=tuple(data))
+        epochs = {name: _whole(each, f"epochs.{name}", 1) for name, each in epochs.items()}
+    else:
+        epochs = dict.fromkeys(data, _whole(epochs, "epochs", 1))
     plan = Plan(
-        path, name, data, stages, _whole(top["epochs"], "epochs", 1), _whole(top.get("folds", 5), "folds", 2),
+        path, name, data, stages, epochs, _whole(top.get("folds", 5), "folds", 2),
         _whole(top.get("fold_seed", 0), "fold_seed", 0), seeds,
         dict(_mapping(top.get("settings", {}), "settings", _SETTINGS)), own, positive, localization,
         _one_of(top.get("keep", "reference"), "keep", KEEP), assumed,
     )  # fmt: skip
     for variant in plan.variants():
         try:
-            plan.config(variant, seeds[0])
+            plan.config(next(iter(data)), variant, seeds[0])
         except UsageError as error:
             raise UsageError(f"{variant}: {error}") from None
     return plan

@@ -42,7 +42,7 @@ def build(plan: Plan, cells: Sequence[Cell], results: Results, data: Mapping[str
     return {
         "schema": SCHEMA,
         "research_use_only": True,
-        "plan": {"name": plan.name, "folds": plan.folds, "seeds": list(plan.seeds), "epochs": plan.epochs,
+        "plan": {"name": plan.name, "folds": plan.folds, "seeds": list(plan.seeds), "epochs": dict(plan.epochs),
                  "settings": dict(plan.settings or {})},
         "cells": {"planned": len(planned), "done": len(planned & set(results))},
         "data": dict(data),
@@ -205,19 +205,26 @@ def _notes(plan: Plan, index: Index, results: Results, comparisons: int) -> list
 
 
 def _networks(plan: Plan, index: Index) -> list[str]:
-    """The backbone, size and epochs of most rows, and of the others by name."""
-    of_variant = {
-        variant: (cells[0].config.backbone, cells[0].config.size, cells[0].config.epochs)
-        for (_, variant), cells in index.items()
-    }
-    counts = list(of_variant.values())
-    most = max(counts, key=counts.count)
-    text = "{} at {} pixels, {} epochs".format(*most)
-    others = [
-        f"{name} ({each[0]}, {each[1]} pixels, {each[2]} epochs)" for name, each in of_variant.items() if each != most
-    ]
-    ours = f"Plan {plan.name}: {text}" + (f", but {', '.join(others)}" if others else "")
-    return [f"{ours}. The paper: ResNet50 at 224 pixels, 100 epochs."]
+    """Backbone, size and epochs of each data set's rows: those of most, and the others by name."""
+    parts = []
+    for name in plan.data:
+        of_variant = {
+            variant: (cells[0].config.backbone, cells[0].config.size, cells[0].config.epochs)
+            for (data, variant), cells in index.items()
+            if data == name
+        }
+        if not of_variant:
+            continue
+        every = list(of_variant.values())
+        most = max(every, key=every.count)
+        others = [
+            f"{variant} ({each[0]}, {each[1]} pixels, {each[2]} epochs)"
+            for variant, each in of_variant.items()
+            if each != most
+        ]
+        but = f", but {', '.join(others)}" if others else ""
+        parts.append("data set {}: {} at {} pixels, {} epochs".format(name, *most) + but)
+    return [f"Plan {plan.name}, {'; '.join(parts)}. The paper: ResNet50 at 224 pixels, 100 epochs."]
 
 
 def _warnings(results: Results) -> list[str]:
