@@ -119,7 +119,8 @@ def expand(plan: Plan, manifests: Mapping[str, Manifest]) -> list[Cell]:
     full model first. So every comparison has one pair before any has two, and a run that is stopped has the same
     folds of all. A cell that several tables need is there once for each stage; its key is the same.
     """
-    cells, configs = [], {}
+    cells: list[Cell] = []
+    configs: dict[tuple[str, str, int], TrainingConfig] = {}
     facts = {
         name: (manifest.digest(), len(manifest.records), len(manifest.classes)) for name, manifest in manifests.items()
     }
