@@ -83,7 +83,13 @@ def _dry_run(plan: Plan, cells: list[Cell], costs: Costs, out: Path) -> str:
         else:
             seconds, basis = costs.seconds(cell, results, plan.assumed_rate)
             lines.append(f"{cell.name:60} {duration(seconds):>12}  {_BASIS[basis]}")
-    found = estimate(cells, costs, results, plan.assumed_rate)
+    end, found = 0, estimate([], costs, results)
+    for number, stage in enumerate(plan.stages, 1):
+        end += len(stage.data) * len(stage.variants) * plan.folds * len(plan.seeds)
+        before, found = found, estimate(cells[:end], costs, results, plan.assumed_rate)
+        computed = " computed, not measured" if found.assumed > before.assumed else ""
+        names = f"{', '.join(stage.data)}: {', '.join(stage.variants)}"
+        lines.append(f"stage {number}, {names}: {duration(found.seconds - before.seconds)}{computed}")
     lines.append(
         f"{len(planned)} cells, {len(results)} done; the others one after the other: {duration(found.seconds)}"
     )

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import reproduce
 import step_costs
+from magsd.cli import main as magsd
 from magsd.config import read_config
 from magsd.data import read_manifest
 from magsd_runtime.errors import DataError, UsageError
@@ -315,11 +317,8 @@ def write_plan(tmp_path: Path, films: Path, variants: dict[str, Any]) -> tuple[P
     return path, expand(plan, read_data(plan, films))
 
 
-def test_from_a_plan_to_tables_and_figures(
-    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Real training and evaluation, in this process: starting four would take longer than the work."""
-    from magsd.cli import main as magsd
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real training and evaluation, without the start of a process each, which takes longer than the work."""
 
     def child(arguments: list[object], folder: Path, options: Options, lock: int) -> float:
         assert magsd([str(each) for each in arguments]) == 0
@@ -328,11 +327,18 @@ def test_from_a_plan_to_tables_and_figures(
     monkeypatch.setattr(running, "_child", child)
     monkeypatch.setattr(drawing, "magsd", lambda *arguments: magsd([str(each) for each in arguments]))
     monkeypatch.setattr(estimate, "_ask", step_costs.answer)
+
+
+def test_from_a_plan_to_tables_and_figures(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_this_process(monkeypatch)
     path, cells = write_plan(tmp_path, films, {"models": ["magsd"]})
     out = tmp_path / "out"
     common = [str(path), "--out", str(out), "--data-root", str(films)]
     assert reproduce.main(["run", *common, "--dry-run"]) == 0
     text = capsys.readouterr().out
+    assert "stage 1, A: magsd: " in text
     assert "2 cells, 0 done" in text
     assert "2 cells from one step measured on this machine" in text
     assert not out.exists()
@@ -360,32 +366,40 @@ def test_from_a_plan_to_tables_and_figures(
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been(films: Path, tmp_path: Path) -> None:
+def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, cells = write_plan(tmp_path, films, {"models": ["magsd"]})
-    scores = []
-    for name, kills in (("whole", 0), ("killed", 1)):
-        out = tmp_path / name
-        command = [sys.executable, reproduce.__file__, "run", str(path), "--out", str(out),
-                   "--data-root", str(films), "--threads", "1"]  # fmt: skip
-        if kills:
-            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            folder = cells[0].folder(out)
-            limit = time.monotonic() + 120
-            while not (folder / "run" / "fold0" / "log.csv").exists() and time.monotonic() < limit:
-                time.sleep(0.02)
-            child.send_signal(signal.SIGKILL)
-            child.wait()
-            assert not (folder / "result.json").exists()
-            # its training may live on, and holds the cell for as long
-            while time.monotonic() < limit:
-                with held(folder) as lock:
-                    if lock is not None:
-                        break
-                time.sleep(0.1)
-        assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
-        scores.append({key: (each["scores"], each["confusion"]) for key, each in collect(cells, out).items()})
-    assert len(scores[0]) == 2
-    assert scores[0] == scores[1]
+    out = tmp_path / "killed"
+    command = [sys.executable, reproduce.__file__, "run", str(path), "--out", str(out), "--data-root", str(films)]
+    child = subprocess.Popen([*command, "--threads", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder, limit = cells[0].folder(out), time.monotonic() + 300
+    while not (folder / "run" / "fold0" / "log.csv").exists() and time.monotonic() < limit:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (folder / "result.json").exists()
+    # its training may live on, and holds the cell for as long
+    while time.monotonic() < limit:
+        with held(folder) as lock:
+            if lock is not None:
+                break
+        time.sleep(0.1)
+    assert subprocess.run([*command, "--threads", "1"], stdout=subprocess.DEVNULL).returncode == 0
+
+    in_this_process(monkeypatch)
+    arguments = ["run", str(path), "--out", str(tmp_path / "whole"), "--data-root", str(films)]
+    threads = torch.get_num_threads()
+    try:
+        assert reproduce.main([*arguments, "--threads", "1"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    found = [
+        {key: (each["scores"], each["confusion"]) for key, each in collect(cells, folder).items()}
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert len(found[0]) == 2
+    assert found[0] == found[1]
 
 
 def test_other_folds_of_the_same_data_are_no_pairs(films: Path, tmp_path: Path) -> None:

@@ -132,15 +132,16 @@ def _latex_row(row: Sequence[str]) -> str:
 
 
 def _data_grid(data: Mapping[str, Any]) -> Grid:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, facts in data.items():
-        ours = ", ".join(
-            f"{label} {each['images']} ({each['patients']} patients)" for label, each in facts["classes"].items()
-        )
-        theirs = ", ".join(f"{label} {images}" for label, images in facts["published"].items()) or "-"
-        total = str(sum(facts["published"].values())) if facts["published"] else "-"
-        rows.append((name, ours, str(facts["images"]), theirs, total))
-    return Grid("Table 1: Datasets details", ("", "images of each class", "total", "paper", "total"), tuple(rows))
+        for label, each in facts["classes"].items():
+            rows.append((name, "ours", label, str(each["images"]), str(each["patients"])))
+        rows.append((name, "ours", "total", str(facts["images"]), str(facts["patients"])))
+        for label, images in facts["published"].items():
+            rows.append((name, "paper", label, str(images), "-"))
+        if facts["published"]:
+            rows.append((name, "paper", "total", str(sum(facts["published"].values())), "-"))
+    return Grid("Table 1: Datasets details", ("data set", "whose", "class", "images", "patients"), tuple(rows))
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
