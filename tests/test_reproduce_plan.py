@@ -243,6 +243,18 @@ def test_settings_of_another_magsd_are_refused(manifest: Manifest) -> None:
         check_settings(cell, {**saved, "momentum": 0.8}, Path("cell"))
 
 
+def test_a_file_of_weights_counts_by_what_is_in_it(tmp_path: Path) -> None:
+    for name, content in (("one", b"a"), ("same", b"a"), ("other", b"b")):
+        (tmp_path / name).write_bytes(content)
+    one, same, other = (
+        settings_of(config_of(REFERENCE, {"weights": str(tmp_path / name)}, {})) for name in ("one", "same", "other")
+    )
+    assert one == same
+    assert {name for name in one if one[name] != other[name]} == {"weights"}
+    with pytest.raises(UsageError, match="none cannot be read"):
+        settings_of(config_of(REFERENCE, {"weights": str(tmp_path / "none")}, {}))
+
+
 def test_data_that_cannot_be_read_is_named(tmp_path: Path, manifest: Manifest) -> None:
     plan = parse_plan(GOOD)
     with pytest.raises(DataError, match=r"data set A: .*--data-root"):

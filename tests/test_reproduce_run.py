@@ -284,6 +284,12 @@ def test_a_merge_of_cells_that_contradict_each_other_changes_nothing(films: Path
     finish(cells[2], there, folds_sha256="0" * 64)
     with pytest.raises(DataError, match="have different folds of the same data"):
         merge(cells, here, [there])
+    finish(cells[2], there)
+    with (cells[2].folder(there) / "run" / "folds.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(DataError, match="was made with other folds than"):
+        merge(cells, here, [there])
+    assert not cells[0].folder(here).exists()
     with pytest.raises(UsageError, match="holds no cells"):
         merge(cells, here, [tmp_path])
     with pytest.raises(UsageError, match="is --out itself"):

@@ -20,13 +20,14 @@ import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from magsd.config import MA_NETS, TrainingConfig
 from magsd.data import Manifest, read_manifest
 from magsd_runtime.errors import DataError, UsageError
-from magsd_runtime.files import write_json
+from magsd_runtime.files import sha256_file, write_json
 
 from .plan import Plan
 
@@ -85,8 +86,27 @@ def digested(config: TrainingConfig) -> dict[str, Any]:
 
 
 def settings_of(config: TrainingConfig) -> dict[str, Any]:
-    """All settings as plain values, without the places of data and folds file."""
-    return {name: value for name, value in config.to_dict().items() if name not in _PLACES}
+    """All settings as plain values, without the places of data and folds file; files by what is in them.
+
+    Raises
+    ------
+    UsageError
+        If a file of weights, or a lung network, is not there.
+    """
+    settings = {name: value for name, value in config.to_dict().items() if name not in _PLACES}
+    if config.weights not in ("imagenet", "none"):
+        settings["weights"] = _content(config.weights)
+    if config.lungs:
+        settings["lungs"] = _content(config.lungs)
+    return settings
+
+
+@cache
+def _content(path: str) -> str:
+    try:
+        return f"sha256 {sha256_file(path)[:16]}"
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): the plan's settings name it") from error
 
 
 def read_data(plan: Plan, root: Path) -> dict[str, Manifest]:

@@ -162,7 +162,7 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _request(cell: Cell) -> dict[str, Any]:
-    return {"settings": {**settings_of(cell.config), "weights": "none"}, "classes": cell.classes}
+    return {"settings": {**cell.config.to_dict(), "weights": "none"}, "classes": cell.classes}
 
 
 def _like(result: Mapping[str, Any], cell: Cell) -> bool:

@@ -50,6 +50,7 @@ def merge(cells: Sequence[Cell], out: Path, sources: Sequence[Path]) -> list[str
                 _check_same(folder, result, *known)
                 same += 1
                 continue
+            _check_folds_file(cell, folder, out)
             chosen[cell.key] = cell, folder, result
             taken += 1
         beside = sum(1 for _ in (source / "cells").glob("*/result.json")) - taken - same
@@ -76,14 +77,22 @@ def _check_same(folder: Path, result: dict[str, Any], other: Path, known: dict[s
             )
 
 
+def _check_folds_file(cell: Cell, folder: Path, out: Path) -> None:
+    folds, theirs = cell.folds_file(out), folder / "run" / "folds.json"
+    try:
+        same = not folds.is_file() or sha256_file(folds) == sha256_file(theirs)
+    except OSError as error:
+        raise DataError(f"{theirs} cannot be read ({error.strerror}): {folder} is not whole") from error
+    if not same:
+        raise DataError(f"{folder} was made with other folds than {folds}")
+
+
 def _copy(cell: Cell, folder: Path, target: Path, out: Path) -> None:
     """Evaluation, run, and the folds where ``out`` has none; the unfinished work in ``target`` goes."""
     folds = cell.folds_file(out)
     if not folds.is_file():
         folds.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / "run" / "folds.json", folds)
-    elif sha256_file(folds) != sha256_file(folder / "run" / "folds.json"):
-        raise DataError(f"{folder} was made with other folds than {folds}")
     for name in ("evaluation", "run"):
         shutil.rmtree(target / name, ignore_errors=True)
         shutil.copytree(folder / name, target / name, ignore=shutil.ignore_patterns(".lock"))
