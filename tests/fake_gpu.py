@@ -236,5 +236,5 @@ def fake_tensorrt(engine: FakeEngine | None) -> Any:
     return SimpleNamespace(
         ILogger=ILogger, Runtime=Runtime, Builder=None, __version__="10.9.0.34",
         TensorIOMode=SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT"), DataType=SimpleNamespace(FLOAT="FLOAT"),
-        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE"),
+        CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="WHOLE", DISABLED="NONE"),
     )  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -130,6 +132,23 @@ def test_the_library_is_found_where_it_is_installed() -> None:
     assert installed_version("tensorrt_rtx") == tensorrt_rtx.__version__
     if installed_version("tensorrt") is None:
         assert find_library("auto", gpu=True).is_rtx
+
+
+@needs_rtx
+def test_a_library_that_was_only_unpacked_is_asked_for_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no network, TensorRT comes as a folder without a package's facts."""
+    asked: list[str] = []
+
+    def nothing(name: str) -> str:
+        asked.append(name)
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", nothing)
+    assert installed_version("tensorrt_rtx") == tensorrt_rtx.__version__
+    assert "tensorrt-rtx" in asked
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # as if it were not there
+    assert installed_version("tensorrt_rtx") is None
+    assert installed_version("another") is None
 
 
 # What cannot be built.

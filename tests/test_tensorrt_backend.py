@@ -124,6 +124,20 @@ def test_rtx_is_left_to_capture_its_own_graphs() -> None:
     assert [context.config.cuda_graph_strategy for context in machine.engine.contexts] == ["WHOLE"]
 
 
+def test_without_graphs_there_are_none() -> None:
+    """What graphs bring can only be measured against an engine that has none, which RTX must be told."""
+    machine = Machine()
+    backend = machine.open(graphs=False)
+    for count in (2, 3, 2):
+        given = images(count)
+        np.testing.assert_array_equal(backend.run(given)["logits"], network(given)["logits"])
+    assert machine.cuda.launches == 0
+    assert "cuStreamBeginCapture_v2" not in machine.cuda.calls
+    machine = Machine(rtx=True)
+    machine.open(graphs=False).run(images(4))
+    assert [context.config.cuda_graph_strategy for context in machine.engine.contexts] == ["NONE"]
+
+
 def ask(backend: TensorRTBackend, seed: int, turns: int) -> int:
     """How many of ``turns`` calls gave another caller's outputs, or wrong ones."""
     wrong = 0

@@ -45,6 +45,7 @@ class TensorRTBackend:
     ``content``: the plan; ``library``: the one that built it; ``size``: S of the input; ``profile``: its batch sizes.
     Larger batches are run in parts, smaller ones filled up with zeros. ``driver``: for tests. Each caller at once needs
     buffers and scratch memory of its own, made when it is first needed; where there is no memory for it, callers wait.
+    ``graphs``: whether batch sizes become CUDA graphs; without is for measuring what they bring.
 
     Raises
     ------
@@ -67,10 +68,11 @@ class TensorRTBackend:
         profile: Profile,
         driver: Driver | None = None,
         contexts: int = MOST_CONTEXTS,
+        graphs: bool = True,
     ) -> None:
         self.precision = precision
         self._library, self._profile = library, profile
-        self._most = contexts
+        self._most, self._graphs = contexts, graphs
         self._free: list[_Lane] = []
         self._made = 0
         self._changed = threading.Condition()
@@ -129,7 +131,9 @@ class TensorRTBackend:
                 self._changed.wait()
         try:
             self._driver.enter()
-            return _Lane(self._driver, self._library, engine, self._said, self._profile, self._tensors)
+            return _Lane(
+                self._driver, self._library, engine, self._said, self._profile, self._tensors, graphs=self._graphs
+            )
         except BaseException as error:
             with self._changed:
                 self._made -= 1
@@ -174,12 +178,13 @@ class _Lane:
 
     def __init__(
         self, driver: Driver, library: Library, engine: Any, said: Messages, profile: Profile,
-        tensors: dict[str, tuple[int, ...]],
+        tensors: dict[str, tuple[int, ...]], *, graphs: bool,
     ) -> None:  # fmt: skip
         self._driver, self._library, self._said, self._profile = driver, library, said, profile
         self._engine: Any = engine
         self._captured: dict[int, _Captured] = {}
-        self._uncapturable = library.is_rtx  # it captures graphs itself, see _new_context
+        self._graphs = graphs
+        self._uncapturable = library.is_rtx or not graphs  # RTX captures graphs itself, see _new_context
         self._buffers: dict[str, Buffer] = {}
         self._context: Any = None
         self._stream: Stream | None = None
@@ -263,7 +268,8 @@ class _Lane:
             if self._library.is_rtx:
                 config = self._engine.create_runtime_config()
                 # its kernels are compiled and exchanged while it runs: it alone knows when to capture
-                config.cuda_graph_strategy = self._library.module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                strategies = self._library.module.CudaGraphStrategy
+                config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if self._graphs else strategies.DISABLED
                 context = self._engine.create_execution_context(config)
             else:
                 context = self._engine.create_execution_context()
@@ -275,8 +281,10 @@ class _Lane:
         return context
 
 
-def open_engine(bundle: Bundle, passport: Passport) -> TensorRTBackend:
+def open_engine(bundle: Bundle, passport: Passport, *, graphs: bool = True) -> TensorRTBackend:
     """Open the engine of ``passport``, after everything in it was compared with bundle and machine.
+
+    ``graphs``: see :class:`TensorRTBackend`.
 
     Raises
     ------
@@ -296,6 +304,7 @@ def open_engine(bundle: Bundle, passport: Passport) -> TensorRTBackend:
         precision=passport.precision,
         size=bundle.preprocessing.size,
         profile=Profile.parse(passport.profile),
+        graphs=graphs,
     )
 
 

@@ -7,6 +7,8 @@ TensorRT-RTX runs on RTX GPUs and builds anywhere, without a GPU too.
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections import deque
 from dataclasses import dataclass
 from importlib import metadata
@@ -86,13 +88,21 @@ def find_library(choice: str = "auto", *, gpu: bool) -> Library:
 
 
 def installed_version(name: str) -> str | None:
-    """Version of the library ``name`` (tensorrt, tensorrt_rtx) from its package's facts, without importing it."""
+    """Version of the library ``name`` (tensorrt, tensorrt_rtx), None where it is not there or cannot be used.
+
+    From its package's facts, without importing it; only one that came without such facts, unpacked into a folder, is
+    imported and asked.
+    """
     for distribution in _DISTRIBUTIONS.get(name, ()):
         try:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-    return None
+    choice = next((choice for choice, known in _KNOWN.items() if known[0] == name), None)
+    if choice is None or (name not in sys.modules and importlib.util.find_spec(name) is None):
+        return None
+    found = _load(choice)
+    return found.version if isinstance(found, Library) else None
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
