@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import tiny_bundle
 from magsd.cli import main
@@ -62,6 +63,11 @@ def test_ratios_compare_rounds_and_the_record_is_what_was_measured() -> None:
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     shown = format_record(facts)
     assert "left out: cuda: not here" in shown
+    rows = [line.split()[3:] for line in shown.splitlines() if "network, batch 4" in line]
+    assert [row[:5] for row in rows] == [
+        ["3", "20.00", "36.00", "39.60", "150.0"],
+        ["2", "10.00", "10.00", "10.00", "400.0"],
+    ]
     assert shown.endswith("Research use only. Not for clinical use.")
 
 
@@ -128,9 +134,15 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
 
 
 def test_what_is_no_film_is_said(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is a film measured that is rejected: that is an answer without the network, and far too fast."""
     (tmp_path / "x.png").write_bytes(b"not a picture")
-    assert main(["benchmark", str(bundle), "--image", str(tmp_path / "x.png"), "--backend", "cpu"]) == 1
-    assert "is not an image" in capsys.readouterr().err.splitlines()[-1]
+    Image.new("L", (256, 256)).save(tmp_path / "blank.png")
+    for name, said in (
+        ("x.png", "is not an image"),
+        ("blank.png", "is rejected (no_contrast), which needs no network"),
+    ):
+        assert main(["benchmark", str(bundle), "--image", str(tmp_path / name), "--backend", "cpu"]) == 3
+        assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_process_that_dies_is_an_error_and_none_is_left(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def benchmark(argv: list[str]) -> int:
         prog="magsd benchmark",
         description="How fast a bundle answers on this machine: latency, throughput, memory and the time to the first "
         "answer of each backend, which take turns. Read the ratios. " + RESEARCH_USE,
-        epilog="Exit code 6: a backend that was named cannot run here.",
+        epilog="Exit code 6: a backend that was named cannot run here; 3: the film cannot be read, or is rejected.",
     )
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE", help="default: $MAGSD_BUNDLE, or the one in the box"

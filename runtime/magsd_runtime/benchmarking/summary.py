@@ -100,12 +100,13 @@ def format_record(facts: dict[str, Any]) -> str:
         f"bundle   {facts['bundle']['name']} {facts['bundle']['version']} ({facts['bundle']['path']})",
         f"machine  {machine['processor']}, {machine['cores']} cores, {machine['threads']}, load {machine['load']}"
         + (f"; {machine['gpu']}" if machine.get("gpu") else ""),
-        f"{'':24}{'ms p50':>9}{'p90':>9}{'p99':>9}{'images/s':>10}{'x first':>9}  (quartiles)     memory",
+        f"{'':24}{'calls':>6}{'ms p50':>9}{'p90':>9}{'p99':>9}{'images/s':>10}{'x first':>9}  (quartiles)  main memory",
     ]
     for backend in facts["backends"]:
         lines.append(f"{backend['name']} ({backend['device']}, {backend['precision']})")
         lines.append(
-            f"{'  process to answer':24}{backend['first_result_ms']:9.0f}   median of {backend['starts']} starts"
+            f"{'  process to answer':24}{backend['starts']:6}{backend['first_result_ms']:9.0f}"
+            f"   of which opening the bundle and the network {backend['open_ms']:.0f}"
         )
         lines.append(_line("file to prediction", backend["file_to_prediction"]))
         lines += [_line(f"network, batch {entry['batch']}", entry) for entry in backend["network"]]
@@ -117,6 +118,6 @@ def _line(what: str, entry: dict[str, Any]) -> str:
     low, high = entry["faster_quartiles"]
     peak = "-" if entry["peak_bytes"] is None else f"{entry['peak_bytes'] / 1e6:.0f} MB"
     return (
-        f"  {what:22}{entry['p50_ms']:9.2f}{entry['p90_ms']:9.2f}{entry['p99_ms']:9.2f}"
-        f"{entry['images_per_second']:10.1f}{entry['faster_than_first']:9.2f}  ({low:.2f} to {high:.2f}){peak:>11}"
+        f"  {what:22}{entry['calls']:6}{entry['p50_ms']:9.2f}{entry['p90_ms']:9.2f}{entry['p99_ms']:9.2f}"
+        f"{entry['images_per_second']:10.1f}{entry['faster_than_first']:9.2f}  ({low:.2f} to {high:.2f}){peak:>14}"
     )

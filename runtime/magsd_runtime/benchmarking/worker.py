@@ -20,7 +20,7 @@ from typing import Any
 
 
 def main(arguments: list[str]) -> int:
-    from ..errors import MagsdError
+    from ..errors import ImageError, MagsdError
 
     started = time.perf_counter()
     try:
@@ -38,8 +38,15 @@ def main(arguments: list[str]) -> int:
         opened = time.perf_counter()
         status = pipeline.predict(image, with_heat=False).prediction
         first = time.perf_counter()
-        if status.status == "error":
-            raise MagsdError(f"{image}: {status.reasons[0].message}")
+        if status.status in ("error", "rejected"):
+            reason = status.reasons[0]
+            if reason.code == "unreadable":
+                raise ImageError(f"{image}: {reason.message}")
+            if status.status == "error":
+                raise MagsdError(f"{image}: {reason.message}")
+            raise ImageError(
+                f"{image}: is rejected ({reason.code}), which needs no network: name a film that is judged by --image"
+            )
         standardized = preprocess(read_radiograph(image).pixels, pipeline.bundle.preprocessing)
     except MagsdError as error:
         _say({"error": str(error), "code": error.exit_code})
