@@ -257,4 +257,8 @@ def test_the_estimate_takes_the_best_there_is(planned: tuple[Plan, list[Cell], d
     found = estimate.estimate([first, like, other, other], stepped, results)
     assert (found.like, found.rate, found.step, found.assumed) == (1, 1, 0, 0)
     assert found.seconds == pytest.approx(112 + 12 + 100 / 2e12 * costs.work(other))
+    held_up = {name: {**result, "seconds": {**result["seconds"], "epochs": 9e9}} for name in "x"}
+    again = {"a": result, "b": result, **held_up}
+    assert stepped.seconds(like, again) == (112.0, "like")
+    assert stepped.seconds(other, again) == (pytest.approx(12 + 100 / 2e12 * costs.work(other)), "rate")
     assert [duration(s) for s in (40, 700, 7300, 300_000)] == ["40 s", "12 min", "2 h 2 min", "3.5 days"]

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from magsd_runtime.errors import DataError
@@ -67,11 +68,12 @@ class Costs:
         """Seconds of one cell and what they come from: like, rate, step or assumed."""
         measured = [_seconds(each) for each in results.values() if _like(each, cell)]
         if measured:
-            return sum(measured) / len(measured), "like"
+            return median(measured), "like"
         known = [each for each in results.values() if each.get("multiply_adds")]
         if known:
-            overhead = sum(_overhead(each) for each in known) / len(known)
-            rate = sum(each["seconds"]["epochs"] for each in known) / sum(each["multiply_adds"] for each in known)
+            # medians: a cell whose process was held up for a while tells nothing of the others
+            overhead = median(_overhead(each) for each in known)
+            rate = median(each["seconds"]["epochs"] / each["multiply_adds"] for each in known)
             return overhead + rate * self.work(cell), "rate"
         if self.step_rate is not None:
             return START_SECONDS + self.step_rate * self.work(cell), "step"

@@ -22,7 +22,8 @@ MOST_FLIPPED = 20
 class Paired:
     """Differences of ``n`` folds: mean, sample deviation, p values (two-sided), corrected 95 % interval of the mean.
 
-    None where there are too few folds. With all differences equal and not 0 the t tests have p 0.
+    None where there are too few folds. Without a deviation there is no t test either: a few folds of few films, whose
+    scores are multiples of one film, may have equal differences by chance.
     """
 
     n: int
@@ -46,6 +47,8 @@ def compare(differences: Sequence[float], *, test_to_train: float) -> Paired:
     if n < 2:
         return Paired(n, mean, None, None, None, None, flips, least)
     std = float(values.std(ddof=1))
+    if std <= 1e-12:
+        return Paired(n, mean, std, None, None, None, flips, least)
     plain, corrected = (std * math.sqrt(factor) for factor in (1 / n, 1 / n + test_to_train))
     half = _quantile(n - 1) * corrected
     return Paired(
@@ -69,8 +72,6 @@ def sign_flip(differences: Sequence[float]) -> float | None:
 
 
 def _two_sided(mean: float, error: float, degrees: int) -> float:
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
     from scipy import stats
 
     return float(2 * stats.t.sf(abs(mean) / error, degrees))
