@@ -84,6 +84,10 @@ LADDER = (
     # other choices at the end of the ladder
     Step("untaught", "its attention not taught where to look", "magsd", {"lung_attention": 0.0, "attention_rate": 1.0}),
     Step("l2", "L2 instead of the soft distance", "magsd", {"loss": "l2"}),
+    Step("constant", "a constant learning rate instead of the cosine", "magsd", {"schedule": "constant"}),
+    Step("looks", "the strong random looks as well, beside the spectra", "magsd", {
+        "tone": 0.5, "blur": 1.5, "noise": 10.0, "erasing": 0.3,
+    }),
     Step("epochs12", "12 epochs", "magsd", {"epochs": 12}),
     Step("size288", "288 pixels", "magsd", {"size": 288}),
 )  # fmt: skip
