@@ -6,6 +6,7 @@ to other machines, milliseconds do not.
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -51,24 +52,31 @@ def measure(
     variants: Mapping[str, Callable[[], object]],
     *,
     repeats: int,
+    seconds: float = 0.0,
     warmup: int = 1,
     synchronize: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Run the variants in turns: ``warmup`` uncounted, then ``repeats``; ``synchronize`` ends each run.
 
+    ``seconds``: go on for at least so long in all, beyond ``repeats`` where that is sooner.
     ``clock``: wall time, or ``time.process_time`` where other programs take the processor away.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(-warmup, repeats):
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    begun = time.perf_counter()
+    for turn in itertools.count(-warmup):
+        if turn == 0:
+            begun = time.perf_counter()
+        if turn >= repeats and time.perf_counter() - begun >= seconds:
+            break
         for name, run in variants.items():
             synchronize()
             started = clock()
             run()
             synchronize()
             if turn >= 0:
-                seconds[name].append(clock() - started)
-    return {name: Timing(tuple(runs)) for name, runs in seconds.items()}
+                taken[name].append(clock() - started)
+    return {name: Timing(tuple(runs)) for name, runs in taken.items()}
 
 
 def table(timings: Mapping[str, Timing], *, baseline: str, title: str = "") -> str:

@@ -61,12 +61,7 @@ class HeatScores:
 
 def box_iou(first: Box | None, second: Box | None) -> float:
     """Area of overlap over area of union, 0 to 1 (Eq. 12); 0 where a box is missing."""
-    if first is None or second is None:
-        return 0.0
-    width = min(first.x1, second.x1) - max(first.x0, second.x0)
-    height = min(first.y1, second.y1) - max(first.y0, second.y0)
-    overlap = max(width, 0.0) * max(height, 0.0)
-    return overlap / (first.area + second.area - overlap)
+    return 0.0 if first is None or second is None else first.overlap(second)
 
 
 def mask_iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

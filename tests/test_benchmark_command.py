@@ -9,17 +9,14 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 import tiny_bundle
 from magsd.cli import main
 from magsd_runtime.benchmarking import measuring
 from magsd_runtime.benchmarking.plot import plot
-from magsd_runtime.benchmarking.summary import FILES, Measured, format_record, percentile, ratios, record
+from magsd_runtime.benchmarking.summary import FILES, Measured, format_record, ratios, record
 from magsd_runtime.errors import BackendUnavailableError
 
 BUNDLE = {"path": "b", "name": "tiny <&>", "version": "1", "model_sha256": "0"}
@@ -29,11 +26,6 @@ MACHINE = {"processor": "a processor", "cores": 2, "threads": "all cores", "load
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_bundle.build(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30), st.floats(0, 1))
-def test_percentile_is_numpys(values: list[float], share: float) -> None:
-    assert percentile(values, share) == pytest.approx(float(np.percentile(values, 100 * share)), rel=1e-9)
 
 
 def two() -> list[Measured]:

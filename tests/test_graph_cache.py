@@ -125,18 +125,18 @@ def flip(path: Path) -> None:
 )
 def test_a_spoilt_one_is_not_used_and_made_anew(bundle: Bundle, cache: Path, spoil: Any) -> None:
     _, plain = opened(bundle)
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     (kept,) = cache.iterdir()
     spoil(kept)
     used, outputs = opened(bundle)
     assert not used
     assert_equal(plain, outputs)
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert opened(bundle)[0]
 
 
 def test_one_whose_files_are_right_but_do_not_open_is_left_aside(bundle: Bundle, cache: Path) -> None:
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     (kept,) = cache.iterdir()
     (kept / "graph.onnx").write_bytes(b"no graph")
     facts = json.loads((kept / "facts.json").read_text())
@@ -161,7 +161,7 @@ def test_one_that_gives_other_outputs_is_not_kept(bundle: Bundle, cache: Path, m
             return values
 
     monkeypatch.setattr(onnx_runtime, "_open_graph", lambda *arguments: Off(real(*arguments)))
-    assert not onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert not onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert list(cache.iterdir()) == []
 
 
@@ -176,11 +176,11 @@ def test_another_version_processor_or_network_has_another_key(monkeypatch: pytes
 def test_on_a_processor_that_is_not_known_nothing_is_kept(
     bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     monkeypatch.setattr(graph_cache, "_processor", list)
     assert not opened(bundle)[0]
     shutil.rmtree(cache)
-    assert not onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert not onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert not cache.exists()
 
 
@@ -188,17 +188,17 @@ def test_on_a_processor_that_is_not_known_nothing_is_kept(
 def test_it_can_be_turned_off(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MAGSD_CACHE", value)
     assert graph_cache.cache_folder() is None
-    assert not onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert not onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert not opened(bundle)[0]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
 def test_a_folder_that_others_may_write_to_is_not_trusted(bundle: Bundle, cache: Path) -> None:
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert cache.stat().st_mode & 0o077 == 0
     cache.chmod(0o770)
     assert not opened(bundle)[0]
-    assert not onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert not onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     cache.chmod(0o700)
     moved = cache.with_name("elsewhere")
     cache.rename(moved)
@@ -209,7 +209,7 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(bundle: Bundle, cache:
 def test_a_place_that_cannot_be_written_is_no_error(bundle: Bundle, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("MAGSD_CACHE", str(tmp_path / "file" / "cache"))
-    assert not onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert not onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert main(["verify", str(bundle.path)]) == 0
 
 
@@ -226,7 +226,7 @@ def test_several_processes_at_once_leave_one_whole(bundle: Bundle, cache: Path) 
         "from magsd_runtime.backends.onnx_runtime import prepare\n"
         "from magsd_runtime.bundle import load_bundle\n"
         "images = np.random.default_rng(2).normal(size=(3, 1, 224, 224)).astype(np.float32)\n"
-        "prepare(load_bundle(sys.argv[1]), 'cpu', images)\n"
+        "prepare(load_bundle(sys.argv[1]), 'cpu', lambda: images)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "runtime")}
     running = [subprocess.Popen([sys.executable, "-c", program, str(bundle.path)], env=environment) for _ in range(3)]
@@ -236,7 +236,7 @@ def test_several_processes_at_once_leave_one_whole(bundle: Bundle, cache: Path) 
 
 
 def test_a_killed_one_leaves_nothing_that_is_used(bundle: Bundle, cache: Path) -> None:
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     (kept,) = cache.iterdir()
     left, running = cache / f".{kept.name}.123456789abc", cache / f".{kept.name}.cba987654321"
     shutil.copytree(kept, left)  # as a kill before the rename leaves it
@@ -246,7 +246,7 @@ def test_a_killed_one_leaves_nothing_that_is_used(bundle: Bundle, cache: Path) -
     os.utime(running)
     shutil.rmtree(kept)
     assert not opened(bundle)[0]
-    assert onnx_runtime.prepare(bundle, "cpu", IMAGES)
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
     assert opened(bundle)[0]
     assert {path.name for path in cache.iterdir()} == {kept.name, running.name}
 

@@ -19,8 +19,8 @@ from reproduction import published
 from reproduction.cells import Cell, check_settings, expand, read_data, settings_of, unique
 from reproduction.plan import parse_plan, read_plan
 from reproduction.variants import ABLATIONS, REFERENCE, TABLES, VARIANTS, config_of
-from table_3 import TABLE_3
 from tiny_run import write_tiny_manifest
+from typed_table_3 import TABLE_3
 
 PLANS = Path(__file__).parents[1] / "configs" / "plans"
 PAPER = Path(__file__).parents[2] / "shared" / "reference" / "mag-sd-paper.md"

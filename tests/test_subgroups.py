@@ -227,7 +227,7 @@ def test_the_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(groups) == 1 + 2 + 4 + 5 + 3
     assert printed.count("\n| source: ") == 2
     assert "| too few |" in printed
-    assert "| paper, MAG-SD | 95.85±1.27 | 95.74±1.20 | 97.73±0.45 | 95.54±1.59 |  |  |" in printed
+    assert "| paper, MAG-SD (Proposed) | 95.85±1.27 | 95.74±1.20 | 97.73±0.45 | 95.54±1.59 |  |  |" in printed
     assert "The data differ" in printed
     assert found["folds"]["models"] == 2
 

@@ -21,6 +21,7 @@ import torch
 
 from magsd.cli import main as magsd
 from magsd_runtime.files import write_json
+from timing import measure
 
 NOT_MEASURED = "not measured: there is no GPU"
 OUT_OF_TIME = "out of time"
@@ -124,18 +125,10 @@ def milliseconds(
         for call in variants.values():
             call()
         return dict.fromkeys((*variants, *(pairs or {})), NOT_MEASURED)
-    for call in variants.values():
-        for _ in range(warmup):
-            call()
-    context.synchronize()
-    taken: dict[str, list[float]] = {name: [] for name in variants}
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds * len(variants) or min(map(len, taken.values())) < 10:
-        for name, call in variants.items():
-            started = time.perf_counter()
-            call()
-            context.synchronize()
-            taken[name].append(1e3 * (time.perf_counter() - started))
+    timings = measure(
+        variants, repeats=10, seconds=seconds * len(variants), warmup=warmup, synchronize=context.synchronize
+    )
+    taken = {name: [1e3 * each for each in timing.seconds] for name, timing in timings.items()}
     first = next(iter(taken))
     return {
         **{name: {**spread(times), **ratio(times, taken[first])} for name, times in taken.items()},

@@ -24,7 +24,7 @@ from magsd.config import read_config, resolve, write_config
 from magsd.data import prepare, read_manifest
 from magsd.folds import load_folds, make_folds
 from magsd_runtime._version import __version__
-from magsd_runtime.errors import DataError, UsageError
+from magsd_runtime.errors import DataError
 from magsd_runtime.files import sha256_file, write_json
 from magsd_runtime.preprocessing import PreprocessingSpec
 
@@ -292,6 +292,3 @@ def _commit() -> str | None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-__all__ = ["Options", "Outcome", "UsageError", "do_cell", "ensure_folds", "run"]

@@ -46,7 +46,7 @@ def infer(argv: list[str]) -> int:
     add_backend(parser)
     options = parser.parse_args(argv)
     if "numpy" not in sys.modules:
-        # Matrix products are tiny here, and starting a thread for each core takes 16 ms of the first answer
+        # Matrix products are tiny here, and starting a thread for each core delays the first answer
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     rules = chosen_rules(options)
 
@@ -118,7 +118,7 @@ def calibrate(argv: list[str]) -> int:
     out = None if options.dry_run else options.out or default_out(Path(options.bundle))
     with (
         Pipeline.open(options.bundle, options.backend, threads=options.threads, rules=rules) as pipeline,
-        closing(_Progress(len(site.images))) as progress,
+        closing(Progress(len(site.images))) as progress,
     ):
         done = calibrate_site(
             pipeline, site, out, positive=options.positive, sensitivities=options.sensitivity, note=options.note,
@@ -149,10 +149,11 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="auto (default) takes the fastest that is here"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
 
 
-def _positive(text: str) -> int:
+def positive_int(text: str) -> int:
+    """For argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"is {value}, expected 1 or more")
@@ -211,7 +212,7 @@ def _run(
     statuses: Counter[str] = Counter()
     fault, without_dicom = False, 0
     with_heat = dicom_out is not None or (output is not None and output.overlay)
-    with closing(_Progress(len(images))) as progress:
+    with closing(Progress(len(images))) as progress:
         if isinstance(show, _Table):
             progress.print(show.header())
         for number, path in enumerate(images):
@@ -343,12 +344,12 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-class _Progress:
-    """Lines on stdout, and with more than one image and a terminal, a bar on stderr."""
+class Progress:
+    """Lines on stdout, and with ``least`` images or more and a terminal, a bar on stderr."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, least: int = 2) -> None:
         self._bar: Any = None
-        if count > 1 and sys.stderr.isatty():
+        if count >= least and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=count, unit="image", file=sys.stderr, leave=False, dynamic_ncols=True)

@@ -153,13 +153,11 @@ def open_side(
     if name == "torch":
         if run is None:
             raise UsageError("--compare torch needs --run: the run, its fold or the checkpoint of the bundle")
-        part = require("magsd_export.torch_side", feature="comparing with PyTorch", extra="train")
-        backend = CheckedBackend(cast(Backend, part.open_torch(bundle, run, threads)), bundle, "torch was asked for")
+        part = require("magsd_export.comparing_sides", feature="comparing with PyTorch", extra="train")
+        backend = CheckedBackend(cast(Backend, part.open_torch(bundle, run, threads)), bundle, f"{name} was asked for")
     elif name == "fp16-rounded":
-        part = require("magsd_export.rounded_side", feature="rounding as a GPU does", extra="train")
-        backend = CheckedBackend(
-            cast(Backend, part.open_rounded(bundle, threads)), bundle, "fp16-rounded was asked for"
-        )
+        part = require("magsd_export.comparing_sides", feature="rounding as a GPU does", extra="train")
+        backend = CheckedBackend(cast(Backend, part.open_rounded(bundle, threads)), bundle, f"{name} was asked for")
     elif name == "engine":
         passport, backend = _open_engine(bundle)
     elif name == "fp16":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .bundle import OUTPUT_NAMES
 from .parity import FP16_TOLERANCES, TOLERANCES, Tolerance
-from .prediction import Box, Finding, Prediction
+from .prediction import Finding, Prediction
 
 Outputs = dict[str, NDArray[np.floating]]
 
@@ -160,7 +160,7 @@ def box_overlap(first: Sequence[Finding], second: Sequence[Finding]) -> float:
     if not first and not second:
         return 1.0
     pairs = sorted(
-        ((_iou(a.box, b.box), i, j) for i, a in enumerate(first) for j, b in enumerate(second)),
+        ((a.box.overlap(b.box), i, j) for i, a in enumerate(first) for j, b in enumerate(second)),
         key=lambda pair: (-pair[0], pair[1], pair[2]),
     )
     left, right, total = set(range(len(first))), set(range(len(second))), 0.0
@@ -170,13 +170,6 @@ def box_overlap(first: Sequence[Finding], second: Sequence[Finding]) -> float:
             right.remove(j)
             total += overlap
     return total / max(len(first), len(second))
-
-
-def _iou(first: Box, second: Box) -> float:
-    width = min(first.x1, second.x1) - max(first.x0, second.x0)
-    height = min(first.y1, second.y1) - max(first.y0, second.y0)
-    shared = max(0.0, width) * max(0.0, height)
-    return shared / (first.area + second.area - shared)
 
 
 def _status(prediction: Prediction) -> str:

@@ -43,6 +43,13 @@ class Box:
     def area(self) -> float:
         return self.width * self.height
 
+    def overlap(self, other: Box) -> float:
+        """Intersection over union, 0 to 1. Paper, Eq. 12."""
+        width = min(self.x1, other.x1) - max(self.x0, other.x0)
+        height = min(self.y1, other.y1) - max(self.y0, other.y0)
+        shared = max(width, 0.0) * max(height, 0.0)
+        return shared / (self.area + other.area - shared)
+
     def to_list(self) -> list[float]:
         """``[x0, y0, x1, y1]``, as in the JSON record."""
         return [self.x0, self.y0, self.x1, self.y1]

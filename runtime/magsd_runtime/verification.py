@@ -143,6 +143,21 @@ def preprocessed_sha256(image: NDArray[np.float32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(image, "<f4").tobytes()).hexdigest()
 
 
+def golden_input(bundle: Bundle, name: str) -> NDArray[np.float32]:
+    """The golden image ``name`` as the network gets it: float32 (1, S, S).
+
+    Raises
+    ------
+    BundleError
+        If it is missing or unreadable.
+    """
+    try:
+        radiograph = read_radiograph(bundle.path / "golden" / f"{name}.png")
+    except ImageError as error:
+        raise BundleError(f"{error}: {_REMEDY}") from error
+    return preprocess(radiograph.pixels, bundle.preprocessing)
+
+
 def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
     """Run every golden input of ``bundle`` through reading, preprocessing and ``backend``, and compare.
 
@@ -154,12 +169,7 @@ def verify_bundle(bundle: Bundle, backend: Backend) -> VerificationReport:
     expected, arrays = read_expected(bundle, backend.precision)
     checks = []
     for name, facts in expected.items():
-        path = bundle.path / "golden" / f"{name}.png"
-        try:
-            radiograph = read_radiograph(path)
-        except ImageError as error:
-            raise BundleError(f"{error}: {_REMEDY}") from error
-        image = preprocess(radiograph.pixels, bundle.preprocessing)
+        image = golden_input(bundle, name)
         outputs = backend.run(image[np.newaxis])
         differences, limits = {}, {}
         for output in OUTPUT_NAMES:

@@ -6,11 +6,10 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .commands import add_backend
+from .commands import Progress, add_backend
 from .errors import RESEARCH_USE, UsageError, VerificationError
 from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
@@ -27,7 +26,8 @@ def verify(argv: list[str]) -> int:
         prog="magsd verify",
         description="Prove on this machine that a bundle computes what it computed where it was made; with --compare, "
         "that two of its networks come to the same decisions. " + RESEARCH_USE,
-        epilog="Exit code 4: a file is damaged; 5: the outputs or decisions differ by more than is allowed.",
+        epilog="Exit code 4: a file is damaged; 5: the outputs or decisions differ by more than is "
+        "allowed; 6: a backend or network that was named cannot run here.",
     )
     parser.add_argument(
         "bundle", nargs="?", metavar="BUNDLE",
@@ -62,21 +62,18 @@ def verify(argv: list[str]) -> int:
     with open_backend(bundle, options.backend, threads=options.threads) as backend:
         report = verify_bundle(bundle, backend)
     if report.passed:
-        _prepare(bundle, backend.name)
+        _prepare(bundle, backend.name, report)
     return _show(report, as_json=options.json)
 
 
-def _prepare(bundle: Bundle, name: str) -> None:
+def _prepare(bundle: Bundle, name: str, report: VerificationReport) -> None:
     """Keep what makes the next start faster, for a network that computes here what it should."""
     import numpy as np
 
     from .backends.onnx_runtime import prepare
-    from .deciding import golden_films
-    from .images import read_radiograph
-    from .preprocessing import preprocess
+    from .verification import golden_input
 
-    images = [preprocess(read_radiograph(path).pixels, bundle.preprocessing) for _, path in golden_films(bundle)]
-    prepare(bundle, name, np.stack(images))
+    prepare(bundle, name, lambda: np.stack([golden_input(bundle, check.name) for check in report.checks]))
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -105,8 +102,8 @@ def _compare(options: argparse.Namespace) -> int:
             stack.enter_context(open_side(name, bundle, run=options.run, threads=options.threads, rules=rules))
             for name in names
         ]
-        step = stack.enter_context(_progress(len(films)))
-        report = compare_sides(bundle, opened[0][0], opened[1][0], films, source=source, step=step)
+        progress = stack.enter_context(contextlib.closing(Progress(len(films), least=20)))
+        report = compare_sides(bundle, opened[0][0], opened[1][0], films, source=source, step=progress.step)
     code = _show(report, as_json=options.json)
     for _, passport in opened:
         if passport is not None:
@@ -115,17 +112,6 @@ def _compare(options: argparse.Namespace) -> int:
             if (note := record_outcome(bundle, passport, report)) is not None:
                 print(f"magsd verify: {note}", file=sys.stderr)
     return code
-
-
-@contextlib.contextmanager
-def _progress(count: int) -> Iterator[Callable[[], object]]:
-    if count < 20 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=count, unit="film", file=sys.stderr, leave=False, dynamic_ncols=True) as bar:
-        yield lambda: bar.update()
 
 
 def _show(report: VerificationReport | DecisionReport, *, as_json: bool) -> int:

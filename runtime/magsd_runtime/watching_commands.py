@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .backend_names import BACKENDS
+from .commands import add_backend, positive_int
 from .errors import RESEARCH_USE, UsageError
 from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle
@@ -41,14 +41,10 @@ def watch(argv: list[str]) -> int:
     parser.add_argument("--patience", type=_seconds, default=30.0, metavar="S",
                         help="one that cannot be read is given S seconds to change (default: 30)")  # fmt: skip
     parser.add_argument("--poll", type=_seconds, default=0.5, metavar="S", help="seconds between looks (default: 0.5)")
-    parser.add_argument("--queue", type=_positive, default=100, metavar="N", help="files taken at once (default: 100)")
     parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="auto (default) takes the fastest here",
+        "--queue", type=positive_int, default=100, metavar="N", help="files taken at once (default: 100)"
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    add_backend(parser)
     options = parser.parse_args(argv)
     rules = chosen_rules(options)
     _check_folders(options.inbox, options.out, options.dicom_out)
@@ -145,11 +141,4 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 86_400:
         raise argparse.ArgumentTypeError(f"is {text}, expected 0 to 86400 seconds")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, expected 1 or more")
     return value

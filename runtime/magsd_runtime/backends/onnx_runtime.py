@@ -11,6 +11,7 @@ import importlib.util
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +263,11 @@ def _open_graph(ort: Any, graph: Path, threads: int) -> Any:
         return None
 
 
-def prepare(bundle: Bundle, name: str, images: NDArray[np.float32]) -> bool:
+def prepare(bundle: Bundle, name: str, images: Callable[[], NDArray[np.float32]]) -> bool:
     """Keep the optimised graph of the backend ``name`` (cpu, cpu-int8) for the next start; whether one is kept now.
 
-    ``images``: network inputs float32 (N, 1, S, S) on which it must give what the network gives, to the last bit.
+    ``images``: gives network inputs float32 (N, 1, S, S) on which it must give what the network gives, to the last bit;
+    called only where a graph is made.
     """
     sha256 = _cached_as(bundle, name)
     if sha256 is None:
@@ -273,6 +275,7 @@ def prepare(bundle: Bundle, name: str, images: NDArray[np.float32]) -> bool:
     ort = import_onnxruntime()
     if graph_cache.find(sha256, ort.__version__) is not None:
         return True
+    inputs = images()
     model, threads = _model_path(bundle, name), available_cores()
     plain = _open_session(ort, model, name, threads)
 
@@ -294,7 +297,7 @@ def prepare(bundle: Bundle, name: str, images: NDArray[np.float32]) -> bool:
         session = _open_graph(ort, graph, threads)
         if session is None:
             return False
-        for batch in (images[:1], images):
+        for batch in (inputs[:1], inputs):
             given = {INPUT_NAME: np.ascontiguousarray(batch)}
             pairs = zip(plain.run(list(OUTPUT_NAMES), given), session.run(list(OUTPUT_NAMES), given))
             if not all(np.array_equal(one, other, equal_nan=True) for one, other in pairs):

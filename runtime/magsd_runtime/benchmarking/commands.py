@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend_names import BACKENDS
+from ..commands import positive_int
 from ..errors import RESEARCH_USE, UsageError
 from ..shipped import choose_bundle
 
@@ -35,10 +36,10 @@ def benchmark(argv: list[str]) -> int:
     parser.add_argument(
         "--batch", type=_batches, default=(1, 8, 32), metavar="N,N", help="batch sizes of the network (default: 1,8,32)"
     )
-    parser.add_argument("--rounds", type=_positive, default=15, metavar="N", help="turns of each (default: 15)")
-    parser.add_argument("--starts", type=_positive, default=3, metavar="N", help="processes started (default: 3)")
+    parser.add_argument("--rounds", type=positive_int, default=15, metavar="N", help="turns of each (default: 15)")
+    parser.add_argument("--starts", type=positive_int, default=3, metavar="N", help="processes started (default: 3)")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a film (default: the bundle's first golden input)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw it")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the record")
     parser.add_argument("--json", action="store_true", help="print the record, one JSON object")
@@ -111,11 +112,4 @@ def _names(text: str) -> list[str]:
 
 
 def _batches(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_positive(part) for part in text.split(",")))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"is {value}, expected 1 or more")
-    return value
+    return tuple(dict.fromkeys(positive_int(part) for part in text.split(",")))

@@ -17,17 +17,17 @@ INK, FAINT = "#1b2733", "#8793a0"
 
 def plot(facts: dict[str, Any]) -> str:
     """The SVG text of a record of ``summary.record``."""
-    groups: list[tuple[str, list[tuple[int, dict[str, Any], int]]]] = []
+    groups: list[tuple[str, list[tuple[int, dict[str, Any]]]]] = []
     kinds = ["file to prediction", *(f"network, batch {entry['batch']}" for entry in facts["backends"][0]["network"])]
     for place, kind in enumerate(kinds):
         entries = [
-            (number, backend["file_to_prediction"] if place == 0 else backend["network"][place - 1], place)
+            (number, backend["file_to_prediction"] if place == 0 else backend["network"][place - 1])
             for number, backend in enumerate(facts["backends"])
         ]
         groups.append((kind, entries))
     values = [
         entry[key] / (entry["batch"] or 1)
-        for _, entries in groups for _, entry, _ in entries for key in ("p50_ms", "p90_ms")
+        for _, entries in groups for _, entry in entries for key in ("p50_ms", "p90_ms")
     ]  # fmt: skip
     low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values) * 1.0001))
     height = TOP + sum(len(entries) * (BAR + 4) + GAP for _, entries in groups) + 46
@@ -52,7 +52,7 @@ def plot(facts: dict[str, Any]) -> str:
     for kind, entries in groups:
         middle = y + (len(entries) * (BAR + 4)) / 2 + 2
         parts.append(_text(LEFT - 12, middle, kind, INK, anchor="end"))
-        for number, entry, _ in entries:
+        for number, entry in entries:
             backend, batch = facts["backends"][number], entry["batch"] or 1
             colour = COLOURS[number % len(COLOURS)]
             end, tail = x(entry["p50_ms"] / batch), x(entry["p90_ms"] / batch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 from ..errors import RESEARCH_USE
 
@@ -13,13 +15,8 @@ FILES = 0
 """In place of a batch size: from the file to the prediction."""
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which ``share`` (0 to 1) of ``values`` lie, linear between two of them (Hyndman and Fan's 7)."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+def _quantiles(values: Sequence[float], *shares: float) -> list[float]:
+    return [float(value) for value in np.quantile(values, shares)]
 
 
 @dataclass
@@ -43,22 +40,22 @@ class Measured:
 
 def ratios(baseline: Measured, other: Measured, batch: int) -> tuple[float, float, float]:
     """How many times faster ``other`` was than ``baseline`` in the same round: median, lower and upper quartile."""
-    found = [
-        percentile(base, 0.5) / percentile(turn, 0.5) for base, turn in zip(baseline.turns[batch], other.turns[batch])
-    ]
-    return percentile(found, 0.5), percentile(found, 0.25), percentile(found, 0.75)
+    found = [median(base) / median(turn) for base, turn in zip(baseline.turns[batch], other.turns[batch])]
+    middle, low, high = _quantiles(found, 0.5, 0.25, 0.75)
+    return middle, low, high
 
 
 def row(baseline: Measured, measured: Measured, batch: int) -> dict[str, Any]:
     """The figures of one backend at one batch size; milliseconds a call."""
     calls = measured.calls(batch)
     middle, low, high = ratios(baseline, measured, batch)
+    p50, p90, p99 = (1e3 * value for value in _quantiles(calls, 0.5, 0.9, 0.99))
     return {
         "batch": batch or None,
         "calls": len(calls),
-        "p50_ms": 1e3 * percentile(calls, 0.5),
-        "p90_ms": 1e3 * percentile(calls, 0.9),
-        "p99_ms": 1e3 * percentile(calls, 0.99),
+        "p50_ms": p50,
+        "p90_ms": p90,
+        "p99_ms": p99,
         "images_per_second": max(batch, 1) * len(calls) / sum(calls),
         "faster_than_first": middle,
         "faster_quartiles": [low, high],
@@ -80,8 +77,8 @@ def record(
                 "device": one.device,
                 "precision": one.precision,
                 "reason": one.reason,
-                "first_result_ms": 1e3 * percentile(one.starts, 0.5),
-                "open_ms": 1e3 * percentile(one.opens, 0.5),
+                "first_result_ms": 1e3 * median(one.starts),
+                "open_ms": 1e3 * median(one.opens),
                 "starts": len(one.starts),
                 "file_to_prediction": row(measured[0], one, FILES),
                 "network": [row(measured[0], one, batch) for batch in sorted(one.turns) if batch != FILES],

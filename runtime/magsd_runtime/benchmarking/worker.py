@@ -36,13 +36,13 @@ def main(arguments: list[str]) -> int:
             cv2.setNumThreads(threads)
         pipeline = Pipeline.open(bundle, backend, threads=threads)
         opened = time.perf_counter()
-        status = pipeline.predict(image, with_heat=False).prediction
+        prediction = pipeline.predict(image, with_heat=False).prediction
         first = time.perf_counter()
-        if status.status in ("error", "rejected"):
-            reason = status.reasons[0]
+        if prediction.status in ("error", "rejected"):
+            reason = prediction.reasons[0]
             if reason.code == "unreadable":
                 raise ImageError(f"{image}: {reason.message}")
-            if status.status == "error":
+            if prediction.status == "error":
                 raise MagsdError(f"{image}: {reason.message}")
             raise ImageError(
                 f"{image}: is rejected ({reason.code}), which needs no network: name a film that is judged by --image"

@@ -223,15 +223,13 @@ def _read_cache(path: Path) -> bytes:
 
 def _golden(bundle: Bundle) -> tuple[list[tuple[str, NDArray[np.float32]]], dict[bytes, Outputs]]:
     """The golden inputs, preprocessed, and the outputs that the bundle expects for each of them."""
-    from ..images import read_radiograph
-    from ..preprocessing import preprocess
-    from ..verification import read_expected
+    from ..verification import golden_input, read_expected
 
     expected, arrays = read_expected(bundle)
     images: list[tuple[str, NDArray[np.float32]]] = []
     wanted: dict[bytes, Outputs] = {}
     for name in expected:
-        image = preprocess(read_radiograph(bundle.path / "golden" / f"{name}.png").pixels, bundle.preprocessing)
+        image = golden_input(bundle, name)
         images.append((f"golden input {name}", image))
         outputs = {key.partition("/")[2]: values for key, values in arrays.items() if key.partition("/")[0] == name}
         wanted[image.tobytes()] = outputs
