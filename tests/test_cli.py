@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,21 @@ def test_every_verb_has_help_that_imports_nothing_heavy(verb: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"magsd {verb}" in done.stdout
+
+
+def test_infer_ends_at_once_and_says_all(tmp_path: Path) -> None:
+    """``os._exit`` flushes nothing: the lines before it and the exit code must be out, into a pipe and a file."""
+    (tmp_path / "no.png").write_bytes(b"no picture")
+    (tmp_path / "no2.png").write_bytes(b"")
+    done = run("infer", str(tmp_path), "--json")
+    assert done.returncode == 3
+    assert [json.loads(line)["status"] for line in done.stdout.splitlines()] == ["error", "error"]
+    assert done.stderr == "2 images: 2 error\n"
+    with open(tmp_path / "out", "w") as out:
+        again = subprocess.run([sys.executable, "-m", "magsd.cli", "infer", str(tmp_path), "--json"], stdout=out)
+    assert again.returncode == 3
+    lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [line["status"] for line in lines] == ["error", "error"]
 
 
 def test_an_unknown_command_and_a_wrong_option_are_usage_errors() -> None:

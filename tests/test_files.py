@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from magsd_runtime import files
-from magsd_runtime.files import replacing, replacing_directory, sha256_file, write_json, write_text
+from magsd_runtime.files import hash_ahead, replacing, replacing_directory, sha256_file, write_json, write_text
 
 
 class Interrupted(Exception):
@@ -173,3 +174,59 @@ def test_sha256_file(tmp_path: Path, size: int) -> None:
     content = bytes(i % 251 for i in range(size))
     (tmp_path / "a").write_bytes(content)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_hashed_ahead_is_read_once_and_its_digest_given_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, str]] = []
+    digest = files._digest
+
+    def counted(file: Any, buffer: bytearray) -> str:
+        read.append((Path(file.name).name, threading.current_thread().name))
+        return digest(file, buffer)
+
+    monkeypatch.setattr(files, "_digest", counted)
+    contents = {"a": b"one" * (3 << 20), "b": b"", "c": b"other"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    hash_ahead([*(tmp_path / name for name in contents), tmp_path / "missing", tmp_path, tmp_path / "\0"])
+    for name, content in contents.items():
+        assert sha256_file(tmp_path / name) == hashlib.sha256(content).hexdigest()
+    assert [name for name, _ in read] == list(contents)
+    assert {thread for _, thread in read} & {threading.main_thread().name} == set()
+    assert not files._AHEAD
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(contents["a"]).hexdigest()
+    assert read[-1] == ("a", threading.main_thread().name)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_file_that_changed_since_is_hashed_anew(tmp_path: Path, replaced: bool) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old" * 1000)
+    os.utime(path, ns=(1, 1))
+    hash_ahead([path])
+    if replaced:
+        (tmp_path / "new").write_bytes(b"new" * 1000)
+        os.utime(tmp_path / "new", ns=(1, 1))
+        (tmp_path / "new").rename(path)
+    else:
+        path.write_bytes(b"new" * 1000)
+    assert sha256_file(path) == hashlib.sha256(b"new" * 1000).hexdigest()
+    files._AHEAD.clear()
+
+
+def test_a_file_that_cannot_be_read_ahead_is_left_to_whoever_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    digest = files._digest
+
+    def broken(file: Any, buffer: bytearray) -> str:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError("the disk")
+        return digest(file, buffer)
+
+    monkeypatch.setattr(files, "_digest", broken)
+    hash_ahead([tmp_path / "a"])
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(b"x").hexdigest()

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import tiny_bundle
 from magsd.cli import main
-from magsd_runtime.backends import graph_cache, onnx_runtime, open_backend
+from magsd_runtime import files, graph_cache, shipped
+from magsd_runtime.backends import onnx_runtime, open_backend
 from magsd_runtime.bundle import Bundle, load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -268,3 +269,29 @@ def test_one_session_serves_several_threads(bundle: Bundle) -> None:
     for index, values in found.items():
         assert len(values) == 20
         assert all(np.array_equal(value, expected[index]) for value in values)
+
+
+def test_what_opening_hashes_is_hashed_ahead_once(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert onnx_runtime.prepare(bundle, "cpu", lambda: IMAGES)
+    (kept,) = cache.iterdir()
+    monkeypatch.setattr(shipped, "_WORTH_IT", 0)
+    asked: list[Path] = []
+    monkeypatch.setattr(files, "hash_ahead", lambda paths: asked.extend(paths))
+    shipped.hash_bundle_ahead(str(bundle.path))
+    listed = {bundle.path / name for name in bundle.manifest["files"]}
+    assert set(asked) == {*listed, kept / "graph.onnx", kept / "weights.bin"}
+    monkeypatch.undo()
+    files.hash_ahead(asked)
+    monkeypatch.setenv("MAGSD_CACHE", str(cache))
+    used, _ = opened(bundle)
+    assert used
+    load_bundle(bundle.path)
+    assert not files._AHEAD
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"files": {"a": {}}, "model": {}}'])
+def test_of_no_bundle_nothing_is_hashed_ahead(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bundle.json").write_text(content)
+    shipped.hash_bundle_ahead(str(tmp_path))
+    shipped.hash_bundle_ahead(str(tmp_path / "missing"))
+    assert not files._AHEAD

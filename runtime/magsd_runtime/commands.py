@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .backend_names import BACKENDS
 from .errors import RESEARCH_USE, UsageError
 from .rules_option import add_rules, chosen_rules
-from .shipped import choose_bundle
+from .shipped import choose_bundle, hash_bundle_ahead
 
 if TYPE_CHECKING:
     from .naming import OutputName
@@ -48,9 +49,9 @@ def infer(argv: list[str]) -> int:
     if "numpy" not in sys.modules:
         # Matrix products are tiny here, and starting a thread for each core delays the first answer
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    rules = chosen_rules(options)
-
     bundle = choose_bundle(options.bundle)
+    hash_bundle_ahead(bundle)
+    rules = chosen_rules(options)
     images = _find(options.paths)
     names: list[OutputName] | None = None
     if options.out is not None:
@@ -71,6 +72,9 @@ def infer(argv: list[str]) -> int:
 
         cv2.setNumThreads(options.threads)
     with Pipeline.open(bundle, options.backend, threads=options.threads, rules=rules) as pipeline:
+        if not gc.isenabled():  # see magsd.cli.run
+            gc.freeze()
+            gc.enable()
         output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
         if options.audit is not None:
             from .audit_record import AuditedPipeline

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -82,10 +84,69 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        ahead = _AHEAD.pop(_identity(file), None) if _AHEAD else None
+        return (ahead.wait() if ahead is not None else None) or _digest(file, bytearray(1 << 20))
+
+
+def hash_ahead(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Begin to hash files in a thread, one after the other; :func:`sha256_file` of each then waits for that, once.
+
+    For a start that has else to do: hashing lets other threads run. A file that was changed or replaced meanwhile is
+    hashed anew; one that cannot be read is left to whoever asks for it.
+    """
+    begun = []
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.isfile(path):  # opening a pipe would wait for its writer
+                file = open(path, "rb")  # noqa: SIM115  the thread closes it
+                ahead = _AHEAD[_identity(file)] = _Ahead(file)
+                begun.append(ahead)
+    if begun:
+        threading.Thread(target=_work, args=(begun,), daemon=True).start()
+
+
+def _work(begun: list[_Ahead]) -> None:
+    # Few and large blocks: after each the thread waits for Python's lock, up to 5 ms (sys.getswitchinterval)
+    buffer = bytearray(8 << 20)
+    for ahead in begun:
+        ahead.work(buffer)
+
+
+class _Ahead:
+    """A file that is being hashed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._done, self._digest = file, threading.Event(), ""
+
+    def work(self, buffer: bytearray) -> None:
+        try:
+            with self._file:
+                self._digest = _digest(self._file, buffer)
+        except OSError:
+            pass
+        finally:
+            self._done.set()
+
+    def wait(self) -> str:
+        """The digest; empty if the file could not be read."""
+        self._done.wait()
+        return self._digest
+
+
+_AHEAD: dict[tuple[int, ...], _Ahead] = {}
+"""By the file's identity: a name may have become another file's."""
+
+
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _digest(file: BinaryIO, buffer: bytearray) -> str:
+    digest, view = hashlib.sha256(), memoryview(buffer)
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        digest.update(view[:count])
     return digest.hexdigest()
 
 

@@ -9,7 +9,6 @@ import ctypes
 import os
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -157,6 +156,8 @@ def _container_memory() -> tuple[int | None, int | None]:
 
 
 def _sysctl(name: str) -> str | None:
+    import subprocess
+
     try:
         answer = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=2, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import hardware
+from .. import graph_cache, hardware
 from ..bundle import INPUT_NAME, MODEL_NAMES, OUTPUT_NAMES, Bundle
 from ..errors import BackendUnavailableError, BundleError, MagsdError, MissingExtraError
-from . import graph_cache, import_onnxruntime
+from . import import_onnxruntime
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -6,7 +6,6 @@ pydicom says what is wrong with a value by quoting it, so none of its messages, 
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import warnings
@@ -139,6 +138,8 @@ def _inflate(compressed: bytes, name: str) -> bytes:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warning and no log line of pydicom or highdicom: theirs quote the header's values."""
+    import logging
+
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

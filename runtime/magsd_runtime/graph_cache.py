@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..files import replacing_directory, sha256_file, write_json
+from .files import replacing_directory, sha256_file, write_json
 
 FORM = "1"
 """Part of every key: raise it when what is kept, or the session's options, change."""
@@ -106,6 +106,24 @@ def find(onnx_sha256: str, ort_version: str) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return kept / GRAPH
+
+
+def kept_of(onnx_sha256: str) -> list[Path]:
+    """The files of what was last kept of that network, by whatever version: no promise that they are of any use."""
+    folder = cache_folder()
+    found = [] if folder is None else sorted(folder.glob(f"*/{FACTS}"), key=_changed, reverse=True)
+    for facts in found:
+        with contextlib.suppress(OSError, ValueError):
+            if f'"{onnx_sha256}"' in facts.read_text(encoding="utf-8"):
+                return [facts.with_name(WEIGHTS), facts.with_name(GRAPH)]
+    return []
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def write(
