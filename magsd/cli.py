@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "benchmark": ("magsd_runtime.benchmarking.commands:benchmark", "how fast a bundle answers here, on each backend"),
     "calibrate": ("magsd_runtime.commands:calibrate", "fit a bundle's probabilities and thresholds to a site's cases"),
-    "infer": ("magsd_runtime.commands:infer", "class, probabilities and where the network looked, per image"),
+    "infer": ("magsd_runtime.inferring_commands:infer", "class, probabilities and where the network looked, per image"),
     "watch": ("magsd_runtime.watching_commands:watch", "judge each file that is put into a folder, once"),
     "audit": ("magsd_runtime.auditing_commands:audit", "check or repair the log that infer --audit writes"),
     "replay": ("magsd_runtime.auditing_commands:replay", "repeat a logged result and say what differs and why"),

@@ -15,7 +15,7 @@ import pytest
 import dicom_film
 import tiny_bundle
 from magsd.cli import main
-from magsd_runtime import commands, images, pipeline
+from magsd_runtime import images, inferring_commands, pipeline
 from magsd_runtime.images import Radiograph
 
 pydicom = pytest.importorskip("pydicom")
@@ -52,7 +52,7 @@ def test_a_film_gets_its_results_and_the_record_names_them(
 ) -> None:
     film, out, records = dicom_film.save(tmp_path), tmp_path / "dicom", tmp_path / "out"
     arguments = [str(film), "--bundle", str(bundle), "--json", "--dicom-out", str(out), "--out", str(records)]
-    assert commands.infer(arguments) == 0
+    assert inferring_commands.infer(arguments) == 0
     captured = capsys.readouterr()
     (record,) = lines(captured.out)
     assert record["status"] == "ok"
@@ -65,7 +65,7 @@ def test_a_film_gets_its_results_and_the_record_names_them(
     assert sorted(record["files"][kind] for kind in KINDS) == sorted(map(str, out.iterdir()))
     assert captured.err == ""
     names = sorted(path.name for path in out.iterdir())
-    assert commands.infer(arguments) == 0
+    assert inferring_commands.infer(arguments) == 0
     assert sorted(path.name for path in out.iterdir()) == names
     with_paths = "".join(path.name for path in out.iterdir())
     assert "Muller" not in with_paths
@@ -85,7 +85,7 @@ def test_an_image_that_is_not_dicom_keeps_its_prediction_and_the_command_says_so
     cv2.imwrite(str(picture), radiograph_pixels)
     out = tmp_path / "dicom"
     arguments = [str(picture), str(film), "--bundle", str(bundle), "--dicom-out", str(out)]
-    assert commands.infer([*arguments, "--json"]) == 2
+    assert inferring_commands.infer([*arguments, "--json"]) == 2
     captured = capsys.readouterr()
     png, dcm = lines(captured.out)
     assert png["label"] is not None
@@ -97,7 +97,7 @@ def test_an_image_that_is_not_dicom_keeps_its_prediction_and_the_command_says_so
         "magsd infer: --dicom-out: nothing written for 1 of 2 images, see their reasons; the predictions stand"
     )
     assert len(list(out.iterdir())) == 4
-    assert commands.infer(arguments) == 2
+    assert inferring_commands.infer(arguments) == 2
     assert "not a DICOM file" in capsys.readouterr().out
 
 
@@ -111,7 +111,7 @@ def test_a_fault_of_ours_is_exit_code_1_and_the_prediction_stands(
     monkeypatch.setattr("magsd_runtime.dicom_results.parametric_map.parametric_map", fail)
     film = dicom_film.save(tmp_path)
     arguments = [str(film), "--bundle", str(bundle), "--json", "--dicom-out", str(tmp_path / "dicom")]
-    assert commands.infer(arguments) == 1
+    assert inferring_commands.infer(arguments) == 1
     (record,) = lines(capsys.readouterr().out)
     assert record["label"] is not None
     assert record["reasons"][0]["code"] == "dicom_failed"
@@ -147,7 +147,9 @@ def test_real_films_end_to_end(
 ) -> None:
     film = tmp_path / "a.dcm"
     shutil.copy(cxr / "originals" / name, film)
-    status = commands.infer([str(film), "--bundle", str(bundle), "--json", "--dicom-out", str(tmp_path / "dicom")])
+    status = inferring_commands.infer(
+        [str(film), "--bundle", str(bundle), "--json", "--dicom-out", str(tmp_path / "dicom")]
+    )
     captured = capfd.readouterr()
     (record,) = lines(captured.out)
     if any("DICOM is not read by this version" in reason["message"] for reason in record["reasons"]):

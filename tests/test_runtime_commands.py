@@ -26,8 +26,8 @@ from hypothesis import strategies as st
 
 import tiny_bundle
 from magsd.cli import main
-from magsd_runtime import commands, hardware, shipped
 from magsd_runtime import doctor as doctor_module
+from magsd_runtime import hardware, inferring_commands, shipped
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import BundleError, UsageError
 from magsd_runtime.naming import output_names
@@ -78,7 +78,7 @@ def test_json_gives_one_record_a_line_and_nothing_else(
     bundle: Path, films: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(films.rglob("*"))
-    assert commands.infer([str(films), "--bundle", str(bundle), "--json"]) == 3
+    assert inferring_commands.infer([str(films), "--bundle", str(bundle), "--json"]) == 3
     lines = records(capsys.readouterr().out)
     assert [(Path(line["path"]).relative_to(films).as_posix(), line["status"]) for line in lines] == [
         ("a/x.png", "ok"),
@@ -93,7 +93,7 @@ def test_json_gives_one_record_a_line_and_nothing_else(
 
 
 def test_people_get_an_aligned_line_a_file(bundle: Path, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.infer([str(films), "--bundle", str(bundle)]) == 3
+    assert inferring_commands.infer([str(films), "--bundle", str(bundle)]) == 3
     captured = capsys.readouterr()
     model, research, header, *rows = captured.out.splitlines()
     assert "tiny 1 on cpu" in model
@@ -109,7 +109,7 @@ def test_people_get_an_aligned_line_a_file(bundle: Path, films: Path, capsys: py
 
 
 def test_all_good_is_exit_0(bundle: Path, films: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.infer([str(films / "a/x.png"), "--bundle", str(bundle), "--json"]) == 0
+    assert inferring_commands.infer([str(films / "a/x.png"), "--bundle", str(bundle), "--json"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     assert len(records(captured.out)) == 1
@@ -120,7 +120,7 @@ def test_out_holds_an_overlay_and_a_record_for_each_image(
 ) -> None:
     out = tmp_path / "new" / "out"
     arguments = [str(films), "--bundle", str(bundle), "--out", str(out), "--json"]
-    assert commands.infer(arguments) == 3
+    assert inferring_commands.infer(arguments) == 3
     lines = records(capsys.readouterr().out)
     written = {path.name for path in out.iterdir()}
     assert len(written) == 4 + 3  # a file that cannot be read has no overlay
@@ -137,7 +137,7 @@ def test_out_holds_an_overlay_and_a_record_for_each_image(
     colliding = {line["path"]: line["files"]["json"] for line in lines if Path(line["path"]).stem == "x"}
     assert len(set(colliding.values())) == 2
     swapped = [str(films / "b" / "x.png"), str(films / "a" / "x.png"), *arguments[1:]]
-    assert commands.infer(swapped) == 0
+    assert inferring_commands.infer(swapped) == 0
     again = {line["path"]: line["files"]["json"] for line in records(capsys.readouterr().out)}
     assert again == colliding
     assert {path.name for path in out.iterdir()} == written
@@ -145,7 +145,7 @@ def test_out_holds_an_overlay_and_a_record_for_each_image(
 
 def test_no_overlay_writes_records_only(bundle: Path, films: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    commands.infer([str(films / "a"), "--bundle", str(bundle), "--out", str(out), "--no-overlay"])
+    inferring_commands.infer([str(films / "a"), "--bundle", str(bundle), "--out", str(out), "--no-overlay"])
     assert [path.name for path in out.iterdir()] == ["x.json"]
 
 
@@ -162,7 +162,7 @@ def test_a_very_long_name_still_has_its_files(bundle: Path, films: Path, tmp_pat
     long = films / ("ü" * 125 + ".png")
     shutil.copy(films / "a" / "x.png", long)
     out = tmp_path / "out"
-    assert commands.infer([str(long), "--bundle", str(bundle), "--out", str(out)]) == 0
+    assert inferring_commands.infer([str(long), "--bundle", str(bundle), "--out", str(out)]) == 0
     assert len(list(out.iterdir())) == 2
 
 
@@ -170,7 +170,7 @@ def test_an_input_is_never_overwritten(bundle: Path, films: Path) -> None:
     shutil.copy(films / "a" / "x.png", films / "a" / "x_overlay.png")
     content = (films / "a" / "x_overlay.png").read_bytes()
     with pytest.raises(UsageError, match=r"x_overlay\.png there is one of the images"):
-        commands.infer([str(films / "a"), "--bundle", str(bundle), "--out", str(films / "b" / ".." / "a")])
+        inferring_commands.infer([str(films / "a"), "--bundle", str(bundle), "--out", str(films / "b" / ".." / "a")])
     assert (films / "a" / "x_overlay.png").read_bytes() == content
 
 
@@ -185,7 +185,7 @@ def test_an_overlay_that_fails_stops_no_answer(
     monkeypatch.setattr(overlay, "save_overlay", fail)
     monkeypatch.delenv("MAGSD_TRACEBACK", raising=False)
     arguments = [str(films / "a"), str(films / "b"), "--bundle", str(bundle), "--json"]
-    assert commands.infer([*arguments, "--out", str(tmp_path / "out")]) == 1
+    assert inferring_commands.infer([*arguments, "--out", str(tmp_path / "out")]) == 1
     lines = records(capsys.readouterr().out)
     assert [line["status"] for line in lines] == ["ok", "ok"]
     assert {line["reasons"][0]["code"] for line in lines} == {"overlay_failed"}
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(bundle: Path, films: Path, 
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UsageError, match="no folder can be made there"):
-            commands.infer([str(films), "--bundle", str(bundle), "--out", str(out)])
+            inferring_commands.infer([str(films), "--bundle", str(bundle), "--out", str(out)])
 
 
 def test_the_bundle_comes_from_the_environment_or_the_line_says_how_to_make_one(
@@ -221,7 +221,7 @@ def test_the_bundle_comes_from_the_environment_or_the_line_says_how_to_make_one(
 @pytest.mark.parametrize("arguments", [[], ["--threads", "0", "x.png"], ["--backend", "tpu", "x.png"]])
 def test_wrong_arguments_are_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        commands.infer(arguments)
+        inferring_commands.infer(arguments)
     assert caught.value.code == 2
 
 
@@ -249,7 +249,7 @@ def test_a_file_that_is_not_there_is_an_error_result_among_others(
     bundle: Path, films: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(films / "gone.png"), str(films / "a" / "x.png")]
-    assert commands.infer([*paths, "--bundle", str(bundle), "--json"]) == 3
+    assert inferring_commands.infer([*paths, "--bundle", str(bundle), "--json"]) == 3
     assert [line["status"] for line in records(capsys.readouterr().out)] == ["error", "ok"]
 
 
@@ -258,7 +258,7 @@ def test_a_line_break_in_a_name_does_not_break_the_table(
 ) -> None:
     odd = films / "two\nlines\udce9.png"
     shutil.copy(films / "a" / "x.png", odd)
-    assert commands.infer([str(odd), "--bundle", str(bundle)]) == 0
+    assert inferring_commands.infer([str(odd), "--bundle", str(bundle)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
 
 
@@ -317,7 +317,7 @@ def test_each_result_is_out_before_the_next_image_is_read(
         return predict(self, path, **options)
 
     monkeypatch.setattr(Pipeline, "predict", watched)
-    commands.infer([str(films), "--bundle", str(bundle), "--json"])
+    inferring_commands.infer([str(films), "--bundle", str(bundle), "--json", "--jobs", "1"])
     assert [text.count("\n") for text in printed] == [0, 1, 1, 1]
 
 
@@ -383,7 +383,7 @@ def test_a_bar_shows_for_several_files_on_a_terminal_only(bundle: Path, films: P
 
 def test_threads_limits_opencv_too(bundle: Path, films: Path) -> None:
     code = (
-        "import sys, cv2\nfrom magsd_runtime.commands import infer\n"
+        "import sys, cv2\nfrom magsd_runtime.inferring_commands import infer\n"
         "assert cv2.getNumThreads() != 3\nassert infer(sys.argv[1:]) == 0\nassert cv2.getNumThreads() == 3"
     )
     arguments = [str(films / "a"), "--bundle", str(bundle), "--threads", "3"]

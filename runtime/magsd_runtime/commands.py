@@ -1,87 +1,20 @@
-"""The runtime's verbs: infer, calibrate, doctor. Parse, call the library, print, return the exit code."""
+"""The verbs calibrate and doctor, and what the runtime's verbs share. Parse, call, print, return the exit code."""
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backend_names import BACKENDS
-from .errors import RESEARCH_USE, UsageError
+from .errors import RESEARCH_USE
 from .rules_option import add_rules, chosen_rules
-from .shipped import choose_bundle, hash_bundle_ahead
 
 if TYPE_CHECKING:
-    from .naming import OutputName
-    from .pipeline import Pipeline, Result
-    from .prediction import Prediction, Reason
-
-_FAULTS = ("fault", "overlay_failed", "dicom_failed")  # of magsd, not of the image
-_WIDEST_PATH = 48
-
-
-def infer(argv: list[str]) -> int:
-    """``magsd infer``: class, probabilities and where the network looked, for each image."""
-    parser = argparse.ArgumentParser(
-        prog="magsd infer",
-        description="Class, probabilities and where the network looked, for each image. " + RESEARCH_USE,
-        epilog="Exit code 3: at least one image was unreadable or rejected; the others were done.",
-    )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="image, folder or glob; - reads a list on stdin")
-    parser.add_argument("--bundle", metavar="DIR", help="the model (default: $MAGSD_BUNDLE, or the one in the box)")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="write an overlay and a JSON file per image here")
-    parser.add_argument("--no-overlay", action="store_true", help="with --out: JSON files only")
-    parser.add_argument("--dicom-out", metavar="DIR", type=Path, help="write DICOM results of DICOM images here")
-    parser.add_argument("--keep-names", action="store_true", help="with --out: files named as DICOM images are, too")
-    parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
-    add_rules(parser)
-    add_backend(parser)
-    options = parser.parse_args(argv)
-    if "numpy" not in sys.modules:
-        # Matrix products are tiny here, and starting a thread for each core delays the first answer
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    bundle = choose_bundle(options.bundle)
-    hash_bundle_ahead(bundle)
-    rules = chosen_rules(options)
-    images = _find(options.paths)
-    names: list[OutputName] | None = None
-    if options.out is not None:
-        from .naming import output_names
-
-        names = output_names(images, keep_names=options.keep_names)
-        _prepare_output(options.out, images, [name.stem for name in names])
-    if options.dicom_out is not None:
-        from .dicom_results.writing import require_parts
-
-        require_parts()
-        _make_folder("--dicom-out", options.dicom_out)
-
-    from .pipeline import Pipeline
-
-    if options.threads is not None:
-        import cv2
-
-        cv2.setNumThreads(options.threads)
-    with Pipeline.open(bundle, options.backend, threads=options.threads, rules=rules) as pipeline:
-        if not gc.isenabled():  # see magsd.cli.run
-            gc.freeze()
-            gc.enable()
-        output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
-        if options.audit is not None:
-            from .audit_record import AuditedPipeline
-
-            pipeline = AuditedPipeline(pipeline, options.audit, threads=options.threads)
-        show = _json_line if options.json else _Table(pipeline, images)
-        return _run(pipeline, images, names, show, output, options.dicom_out)
+    pass
 
 
 def calibrate(argv: list[str]) -> int:
@@ -129,7 +62,7 @@ def calibrate(argv: list[str]) -> int:
             coverage=options.coverage, force=options.force, step=progress.step,
         )  # fmt: skip
     for line in done.notes:
-        print(f"magsd calibrate: {_printable(line)}", file=sys.stderr)
+        print(f"magsd calibrate: {printable(line)}", file=sys.stderr)
     print(json.dumps(done.to_dict(), allow_nan=False) if options.json else done.format(), flush=True)
     return 3 if done.judged.refused else 0
 
@@ -169,182 +102,7 @@ def fractions(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def _find(paths: Sequence[str]) -> list[Path]:
-    from .images import find_images
-
-    found: dict[Path, None] = {}
-    for path in paths:
-        images = find_images([path])
-        if not images:
-            what = "the list on stdin is empty" if path == "-" else f"{path}: holds no DICOM, PNG, JPEG or TIFF image"
-            if len(paths) == 1:
-                raise UsageError(what)
-            print(f"magsd infer: {what}", file=sys.stderr)
-        found.update(dict.fromkeys(images))
-    if not found:
-        raise UsageError("no images: none of the paths holds a DICOM, PNG, JPEG or TIFF image")
-    return list(found)
-
-
-def _make_folder(option: str, out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{option} {out}: no folder can be made there ({error.strerror})") from error
-
-
-def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> None:
-    _make_folder("--out", out)
-    there = os.path.realpath(out)
-    is_out = {parent: os.path.realpath(parent) == there for parent in {path.parent for path in images}}
-    overwritten = {f"{name}_overlay.png" for name in names} & {path.name for path in images if is_out[path.parent]}
-    if overwritten:
-        raise UsageError(f"--out {out}: {min(overwritten)} there is one of the images, choose another folder")
-
-
-def _run(
-    pipeline: Pipeline,
-    images: Sequence[Path],
-    names: Sequence[OutputName] | None,
-    show: Callable[[Prediction], str],
-    output: _Output | None,
-    dicom_out: Path | None = None,
-) -> int:
-    """One image after the other, each shown as soon as it is done; nothing is kept of it but its status."""
-    if hasattr(sys.stdout, "reconfigure"):  # a class or file name that the terminal cannot show must not stop us
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    statuses: Counter[str] = Counter()
-    fault, without_dicom = False, 0
-    with_heat = dicom_out is not None or (output is not None and output.overlay)
-    with closing(Progress(len(images))) as progress:
-        if isinstance(show, _Table):
-            progress.print(show.header())
-        for number, path in enumerate(images):
-            result = pipeline.predict(path, with_heat=with_heat)
-            if dicom_out is not None:
-                from .dicom_results.writing import add_results
-
-                result = add_results(dicom_out, path, result, pipeline.bundle)
-            prediction = result.prediction
-            if output is not None and names is not None:
-                prediction = output.write(result, names[number])
-            statuses[prediction.status] += 1
-            fault = fault or any(reason.code in _FAULTS for reason in prediction.reasons)
-            without_dicom += any(reason.code == "no_dicom_results" for reason in prediction.reasons)
-            progress.print(show(prediction))
-            progress.step()
-    if len(images) > 1:
-        parts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-        print(f"{len(images)} images: {parts}", file=sys.stderr)
-    if without_dicom:
-        print(f"magsd infer: --dicom-out: nothing written for {without_dicom} of {len(images)} images, "
-              "see their reasons; the predictions stand", file=sys.stderr)  # fmt: skip
-    if fault:
-        return 1
-    if without_dicom:
-        return UsageError.exit_code
-    return 3 if statuses["rejected"] or statuses["error"] else 0
-
-
-@dataclass(frozen=True)
-class _Output:
-    """The folder of --out."""
-
-    folder: Path
-    overlay: bool
-
-    def write(self, result: Result, name: OutputName) -> Prediction:
-        """Write the overlay and the JSON file of one image; the prediction then names both. What is kept in the file
-        calls the image as ``name`` says, the prediction that is returned by its path."""
-        from .files import write_json
-
-        prediction, files = result.prediction, dict(result.prediction.files)
-        try:
-            if self.overlay and result.radiograph is not None and prediction.status != "error":
-                target = self.folder / f"{name.stem}_overlay.png"
-                reason = _draw(target, result)
-                if reason is None:
-                    files["overlay"] = _text(target)
-                else:
-                    prediction = replace(prediction, reasons=(*prediction.reasons, reason))
-            target = self.folder / f"{name.stem}.json"
-            prediction = replace(prediction, files={**files, "json": _text(target)})
-            kept = prediction if name.shown is None else replace(prediction, path=name.shown)
-            write_json(target, kept.to_dict())
-        except OSError as error:
-            raise UsageError(f"--out {self.folder}: cannot write there ({error.strerror or error})") from error
-        return prediction
-
-
-def _draw(target: Path, result: Result) -> Reason | None:
-    from .overlay import save_overlay
-    from .prediction import Reason
-
-    assert result.radiograph is not None
-    try:
-        save_overlay(target, result.radiograph, result.heat, result.prediction)
-    except OSError:
-        raise
-    except Exception as error:  # the answer stands without its picture, and the other images wait
-        if os.environ.get("MAGSD_TRACEBACK"):
-            raise
-        return Reason("overlay_failed", f"the overlay could not be drawn ({type(error).__name__})")
-    return None
-
-
-def _text(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
-def _json_line(prediction: Prediction) -> str:
-    # ASCII: whatever reads the line, in whatever locale, gets the same text
-    return json.dumps(prediction.to_dict(), allow_nan=False)
-
-
-class _Table:
-    """An aligned line per image; widths are known before the first, so that lines can stream."""
-
-    def __init__(self, pipeline: Pipeline, images: Sequence[Path]) -> None:
-        self._path = min(_WIDEST_PATH, max(4, *(len(_printable(str(path))) for path in images)))
-        self._label = max(5, *map(len, pipeline.bundle.classes))
-        backend, bundle = pipeline.backend, pipeline.bundle
-        self._model = f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"
-        self._point, self._positive = bundle.calibration.point(), bundle.calibration.positive_class
-        self._sets = bundle.calibration.sets
-
-    def header(self) -> str:
-        columns = self._row("file", "label", "probability", self._positive or "", "findings", "status")
-        lines = [self._model, RESEARCH_USE, columns]
-        if self._point is not None:
-            lines.insert(
-                1,
-                f"positive: {self._positive} {self._point.threshold:.3f} or more, which found "
-                f"{100 * self._point.sensitivity:.0f} % of it among the cases of the calibration ({self._point.name})",
-            )
-        if self._sets is not None:
-            rate = f"{100 * self._sets.coverage:g} %"
-            lines.insert(-2, f"not sure: names all classes that are possible at {rate} coverage (docs/calibration.md)")
-        return "\n".join(lines)
-
-    def __call__(self, prediction: Prediction) -> str:
-        status = ": ".join([prediction.status, "; ".join(reason.message for reason in prediction.reasons)])
-        value = prediction.probability
-        # Never "1.000": a probability that rounds to certainty is none
-        probability = "-" if value is None else f"{value:.3f}" if value < 0.9995 else ">0.999"
-        findings = str(len(prediction.findings)) if prediction.label is not None else "-"
-        decision = "-" if prediction.decision is None else "positive" if prediction.decision.positive else "negative"
-        return self._row(
-            _printable(prediction.path), prediction.label or "-", probability, decision, findings, status.rstrip(": ")
-        )
-
-    def _row(self, path: str, label: str, probability: str, decision: str, findings: str, status: str) -> str:
-        if len(path) > self._path:  # the end of a path tells more than its start
-            path = "..." + path[3 - self._path :]
-        decided = "" if self._positive is None else f"{decision:<{max(8, len(self._positive))}}  "
-        return f"{path:<{self._path}}  {label:<{self._label}}  {probability:>11}  {decided}{findings:>8}  {status}"
-
-
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 

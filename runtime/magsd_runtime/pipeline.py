@@ -54,7 +54,8 @@ class Pipeline:
         self.rules = rules or SiteRules()
         used = ("logits", "attention", "evidence", "embedding")  # an embedding that nobody uses may be anything
         self._must_be_finite = used if bundle.acceptance is not None else used[:3]
-        self._facts: dict[str, Any] = {
+        # of every prediction
+        self.facts: dict[str, Any] = {
             "model": {"name": bundle.name, "version": bundle.version, "sha256": bundle.model_sha256},
             "preprocessing_sha256": bundle.preprocessing.sha256(),
             "rules_sha256": self.rules.sha256(),
@@ -173,7 +174,7 @@ class Pipeline:
             findings=tuple(_rounded(finding) for finding in found),
             image=dict(radiograph.source),
             timings_ms=clock.finish(),
-            **self._facts,
+            **self.facts,
         )
         return Result(prediction, heat, radiograph, outputs["logits"][0])
 
@@ -193,7 +194,7 @@ class Pipeline:
             acceptance=acceptance,
             image={} if radiograph is None else dict(radiograph.source),
             timings_ms=clock.finish(),
-            **self._facts,
+            **self.facts,
         )
         return Result(prediction, None, radiograph)
 

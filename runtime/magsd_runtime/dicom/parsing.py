@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImageError
@@ -137,17 +138,37 @@ def _inflate(compressed: bytes, name: str) -> bytes:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warning and no log line of pydicom or highdicom: theirs quote the header's values."""
-    import logging
+    """No warning and no log line of pydicom or highdicom: theirs quote the header's values.
 
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
+    What is turned off is the process's, so the first thread that comes turns it off, and the last one on again.
+    """
+    with _quiet.lock:
+        if _quiet.inside == 0:
+            _quiet.turn_off()
+        _quiet.inside += 1
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logging.disable(before)
+        with _quiet.lock:
+            _quiet.inside -= 1
+            if _quiet.inside == 0:
+                _quiet.before.close()
+
+
+class _Quiet:
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = threading.Lock(), 0, ExitStack()
+
+    def turn_off(self) -> None:
+        import logging
+
+        self.before.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        self.before.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.CRITICAL)
+
+
+_quiet = _Quiet()
 
 
 # --- one attribute, whatever somebody wrote into it; to be called under quiet() ---

@@ -1,0 +1,384 @@
+"""`magsd infer` of many films: side by side, in order or not, gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny_bundle
+from magsd_runtime import resuming
+from magsd_runtime.dicom.parsing import quiet
+from magsd_runtime.inferring_commands import _share, infer
+from magsd_runtime.parallel import AHEAD, side_by_side
+from magsd_runtime.pipeline import Pipeline
+from test_runtime_commands import ENVIRONMENT, records
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle.build(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    """Twelve films, each another one; one that is none, and one without contrast."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    y, x = np.mgrid[0:160, 0:140]
+    for number in range(12):
+        centre = rng.uniform(30, 110, 2)
+        blob = 120 * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / 600)
+        film = np.clip(60 + blob + rng.normal(0, 12, x.shape), 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{number:02}.png"), film)
+    (folder / "05a.png").write_bytes(b"no picture")
+    cv2.imwrite(str(folder / "07a.png"), np.full((100, 100), 90, np.uint8))
+    return folder
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "timings_ms"}
+
+
+def totals(lines: list[dict[str, Any]], before: int = 0) -> str:
+    statuses = Counter(line["status"] for line in lines)
+    assert set(statuses) == {"error", "ok", "rejected"}
+    parts = ", ".join(f"{statuses[status]} {status}" for status in sorted(statuses))
+    return f"{len(lines)} images: {parts}{f'; {before} of them before' if before else ''}\n"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[dict[str, Any]], str]:
+    code = infer([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+# --- side by side --------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 4), st.booleans())
+def test_every_item_once_and_in_order_if_asked(delays: list[int], jobs: int, ordered: bool) -> None:
+    def work(item: tuple[int, int]) -> int:
+        time.sleep(item[1] / 2000)
+        return item[0]
+
+    found = list(side_by_side(work, enumerate(delays), jobs, ordered=ordered))
+    assert (found if ordered else sorted(found)) == list(range(len(delays)))
+
+
+def test_no_more_is_begun_than_may_be_ahead_and_an_early_end_ends_all() -> None:
+    begun: list[int] = []
+    taken = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(10_000)
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return item
+
+    results = side_by_side(work, items(), 2)
+    for expected in range(50):
+        assert next(results) == expected
+        assert len(begun) <= expected + 1 + 2 * AHEAD
+    results.close()  # type: ignore[attr-defined]
+    count = len(begun)
+    assert not taken.wait(0.05)
+    assert len(begun) == count
+
+
+def test_unordered_a_slow_one_holds_up_nobody() -> None:
+    go_on = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert go_on.wait(30)
+        return item
+
+    results = side_by_side(work, range(8), 2, ordered=False)
+    assert sorted(next(results) for _ in range(7)) == list(range(1, 8))
+    go_on.set()
+    assert list(results) == [0]
+
+
+def test_what_one_raises_is_raised_and_nothing_begins_after_it() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 3:
+            raise KeyError("three")
+        return item
+
+    results = side_by_side(work, range(1000), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(KeyError, match="three"):
+        next(results)
+    assert len(begun) <= 4 + 2 * AHEAD
+
+
+@pytest.mark.parametrize(
+    ("jobs", "threads", "images", "expected"),
+    [
+        (None, None, 1, (1, None)), (8, None, 1, (1, None)), (None, None, 9, (4, 1)), (None, None, 3, (3, 1)),
+        (2, None, 9, (2, 2)), (1, None, 9, (1, None)), (None, 1, 9, (1, 1)), (3, 1, 9, (3, 1)), (None, 2, 9, (2, 1)),
+        (None, 8, 2, (2, 4)), (1, 3, 9, (1, 3)), (16, None, 9, (9, 1)),
+    ],
+)  # fmt: skip
+def test_the_threads_are_shared_out(
+    monkeypatch: pytest.MonkeyPatch, jobs: int | None, threads: int | None, images: int, expected: Any
+) -> None:
+    monkeypatch.setattr("magsd_runtime.backends.onnx_runtime.available_cores", lambda: 4)
+    assert _share(jobs, threads, images) == expected
+
+
+def test_side_by_side_gives_what_one_after_the_other_gives(
+    bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (films, "--bundle", bundle, "--json")
+    code, alone, said = run(capsys, *common, "--jobs", 1)
+    assert (code, len(alone), said) == (3, 14, totals(alone))
+    for options in ((), ("--jobs", 3), ("--jobs", 3, "--unordered"), ("--threads", 2)):
+        again, lines, same = run(capsys, *common, *options)
+        assert (again, same) == (code, said)
+        if "--unordered" in options:
+            lines.sort(key=lambda line: line["path"])
+        assert [without_times(line) for line in lines] == [without_times(line) for line in alone]
+    for jobs in (1, 3):
+        assert run(capsys, *common, "--jobs", jobs, "--out", tmp_path / str(jobs))[0] == 3
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "3").iterdir())
+    for name in files:
+        contents = [(tmp_path / jobs / name).read_bytes() for jobs in ("1", "3")]
+        if name.endswith(".json"):
+            one, three = (without_times(json.loads(content)) for content in contents)
+            assert {**one, "files": None} == {**three, "files": None}
+        else:
+            assert contents[0] == contents[1]
+
+
+def test_the_first_line_is_out_while_the_next_film_is_judged(
+    bundle: Path, films: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first_is_out = threading.Event()
+    predict, shown = Pipeline.predict, []
+
+    def watched(self: Pipeline, path: Path, **options: Any) -> Any:
+        assert Path(path).name == "00.png" or first_is_out.wait(30)
+        return predict(self, path, **options)
+
+    class Out:
+        def write(self, text: str) -> int:
+            shown.append(text)
+            first_is_out.set()
+            return len(text)
+
+        def flush(self) -> None: ...
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(Pipeline, "predict", watched)
+    monkeypatch.setattr(sys, "stdout", Out())
+    assert infer([str(films), "--bundle", str(bundle), "--json", "--jobs", "2"]) == 3
+    assert len([text for text in shown if text.strip()]) == 14
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_with_one_line(
+    bundle: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from magsd_runtime.errors import UsageError
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("magsd_runtime.files.write_json", refuse)
+    with pytest.raises(UsageError, match="No space left on device"):
+        infer([str(films), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--jobs", "2"])
+
+
+def test_quiet_is_quiet_until_the_last_thread_has_left() -> None:
+    """pydicom's warnings and log lines quote the header."""
+    import logging
+
+    logger, said = logging.getLogger("pydicom"), []
+    handler = logging.Handler()
+    handler.emit = said.append  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with quiet():
+            inside.set()
+            leave.wait(30)
+            logger.warning("a name")
+            warnings.warn("a name", stacklevel=1)
+
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            thread = threading.Thread(target=other)
+            with quiet():
+                thread.start()
+                assert inside.wait(30)
+            leave.set()
+            thread.join()
+            assert not said
+            assert not caught
+            logger.warning("of ours")
+            warnings.warn("of ours", stacklevel=1)
+            assert len(said) == len(caught) == 1
+    finally:
+        logger.removeHandler(handler)
+
+
+# --- --resume ------------------------------------------------------------------------------------
+
+
+def command(films: Path, bundle: Path, out: Path, *more: str) -> list[str]:
+    arguments = ["infer", str(films), "--bundle", str(bundle), "--out", str(out), "--resume", "--json", *more]
+    return [sys.executable, "-m", "magsd.cli", *arguments]
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in out.iterdir():
+        if path.name == resuming.MARK or path.suffix != ".json":
+            found[path.name] = path.read_bytes()
+        else:
+            record = without_times(json.loads(path.read_text()))
+            found[path.name] = {**record, "files": sorted(record["files"])}
+    return found
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been(
+    bundle: Path, films: Path, tmp_path: Path, jobs: str
+) -> None:
+    for number in range(30):  # enough that it is never through before it is killed
+        shutil.copy(films / f"{number % 12:02}.png", films / f"more{number}.png")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    subprocess.run(command(films, bundle, whole, "--jobs", jobs), env=ENVIRONMENT, capture_output=True)
+    seen: list[str] = []
+    for lines in (1, 9, 4):
+        child = subprocess.Popen(
+            command(films, bundle, out, "--jobs", jobs), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        seen += [json.loads(child.stdout.readline())["path"] for _ in range(lines)]
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+    done = subprocess.run(command(films, bundle, out, "--jobs", jobs), env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 3
+    last = [line["path"] for line in records(done.stdout)]
+    assert not set(seen) & set(last), "a result that was out was given again"
+    assert len(set(seen)) == len(seen)
+    kept = 44 - len(last)
+    assert len(seen) <= kept < 44
+    lines = [record for name, record in results(whole).items() if name.endswith(".json") and name != resuming.MARK]
+    assert done.stderr == totals(lines, before=kept)
+    assert {name for name in results(out) if not name.startswith(".")} >= {f"{n:02}.json" for n in range(12)}
+    found, expected = results(out), results(whole)
+    assert {name: found[name] for name in expected} == expected
+    assert {name for name in found.keys() - expected.keys() if not name.startswith(".")} == set()
+
+
+@pytest.fixture
+def finished(bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    out = tmp_path / "out"
+    code, lines, said = run(capsys, films, "--bundle", bundle, "--json", "--out", out, "--resume")
+    assert (code, len(lines), said) == (3, 14, totals(lines))
+    code, none, said = run(capsys, films, "--bundle", bundle, "--json", "--out", out, "--resume")
+    assert (code, none, said) == (3, [], totals(lines, before=14))
+    return out
+
+
+def again(capsys: pytest.CaptureFixture[str], films: Path, bundle: Path, out: Path, *more: object) -> list[str]:
+    _, lines, _ = run(capsys, films, "--bundle", bundle, "--json", "--out", out, "--resume", *more)
+    return [Path(line["path"]).name for line in lines]
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_what_is_not_as_it_would_be_is_done_again(
+    bundle: Path, films: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = time.time() + 60
+    os.utime(films / "00.png", (later, later))  # the film has changed
+    (finished / "01.json").unlink()
+    (finished / "02.json").write_text('{"status": "ok"')
+    (finished / "03.json").write_text("[]")
+    (finished / "04_overlay.png").unlink()
+    edit(finished / "05.json", path="another.png")
+    edit(finished / "06.json", reasons=[{"code": "out_of_memory", "message": "m"}], status="error")
+    files = json.loads((finished / "07.json").read_text())["files"]
+    edit(finished / "07.json", files={"json": files["json"]})
+    old = (finished / resuming.MARK).stat().st_mtime_ns - 1
+    os.utime(finished / "08.json", ns=(old, old))
+    wanted = [f"{number:02}.png" for number in range(9)]
+    assert again(capsys, films, bundle, finished) == wanted
+    os.utime(films / "00.png", (1, 1))
+    assert again(capsys, films, bundle, finished) == []
+    assert again(capsys, films, bundle, finished, "--no-overlay") == []
+
+
+def test_a_record_without_an_overlay_is_not_enough_where_one_is_asked_for(
+    bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert len(again(capsys, films, bundle, out, "--no-overlay")) == 14
+    # the file that is no picture can have none
+    assert len(again(capsys, films, bundle, out)) == 13
+
+
+def test_other_rules_or_another_calibration_begin_anew(
+    bundle: Path, films: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = tmp_path / "rules.json"
+    print_rules = subprocess.run(
+        [sys.executable, "-m", "magsd.cli", "infer", "--print-rules"], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    changed = json.loads(print_rules.stdout)
+    changed["uncertainty"]["unsure"] = "ok"
+    rules.write_text(json.dumps(changed))
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    edit(other / "bundle.json", version="2")
+    assert len(again(capsys, films, other, finished)) == 14
+    assert again(capsys, films, other, finished) == []
+    assert len(again(capsys, films, other, finished, "--rules", rules)) == 14
+    assert len(again(capsys, films, other, finished)) == 14
+    # a run of the first bundle without --resume makes what is there nobody's
+    run(capsys, films / "00.png", "--bundle", bundle, "--json", "--out", finished)
+    assert not (finished / resuming.MARK).exists()
+    assert len(again(capsys, films, other, finished)) == 14
+    # one of the same bundle does not
+    run(capsys, films / "00.png", "--bundle", other, "--json", "--out", finished)
+    assert again(capsys, films, other, finished) == []
+
+
+def test_resume_needs_the_folder_of_records(bundle: Path, films: Path) -> None:
+    from magsd_runtime.errors import UsageError
+
+    with pytest.raises(UsageError, match="--resume goes with --out"):
+        infer([str(films), "--bundle", str(bundle), "--resume"])
