@@ -238,7 +238,7 @@ def judge(count: Count, sender: Sender, collector: Collector, out: Path, collect
                 result = json.loads((collected / f"{content}-1" / "prediction.json").read_text())
                 expected = pipeline.predict(input_of(out.parent / "in", content)).prediction.to_dict()
                 same = all(result[name] == expected[name] for name in ("label", "probabilities", "findings"))
-                count.wrong += not (same and (collected / f"{content}-1" / "overlay.png").is_file())
+                count.wrong += not (same and (collected / f"{content}-1" / "overlay.jpg").is_file())
 
 
 def is_given_up(out: Path, content: str) -> bool:

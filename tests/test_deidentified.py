@@ -185,7 +185,7 @@ def test_infer_keeps_nothing_of_the_patient(
     assert record["path"] == str(path)
     assert record["label"] is not None
     assert record["image"]["dicom"]["age_years"] == 55
-    assert Path(record["files"]["overlay"]).name == f"{digest[:16]}_overlay.png"
+    assert Path(record["files"]["overlay"]).name == f"{digest[:16]}_overlay.jpg"
     stored = json.loads((kept / "out" / f"{digest[:16]}.json").read_text())
     assert stored == {**record, "path": f"sha256:{digest}"}
     assert len(list((kept / "dicom").iterdir())) >= 3

@@ -328,7 +328,7 @@ def test_what_is_not_as_it_would_be_is_done_again(
     (finished / "01.json").unlink()
     (finished / "02.json").write_text('{"status": "ok"')
     (finished / "03.json").write_text("[]")
-    (finished / "04_overlay.png").unlink()
+    (finished / "04_overlay.jpg").unlink()
     edit(finished / "05.json", path="another.png")
     edit(finished / "06.json", reasons=[{"code": "out_of_memory", "message": "m"}], status="error")
     files = json.loads((finished / "07.json").read_text())["files"]

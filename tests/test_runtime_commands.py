@@ -124,7 +124,7 @@ def test_out_holds_an_overlay_and_a_record_for_each_image(
     lines = records(capsys.readouterr().out)
     written = {path.name for path in out.iterdir()}
     assert len(written) == 4 + 3  # a file that cannot be read has no overlay
-    assert {"broken.json", "flat.json", "flat_overlay.png"} <= written
+    assert {"broken.json", "flat.json", "flat_overlay.jpg"} <= written
     for line in lines:
         stored = json.loads(Path(line["files"]["json"]).read_text())
         assert stored == line
@@ -167,11 +167,11 @@ def test_a_very_long_name_still_has_its_files(bundle: Path, films: Path, tmp_pat
 
 
 def test_an_input_is_never_overwritten(bundle: Path, films: Path) -> None:
-    shutil.copy(films / "a" / "x.png", films / "a" / "x_overlay.png")
-    content = (films / "a" / "x_overlay.png").read_bytes()
-    with pytest.raises(UsageError, match=r"x_overlay\.png there is one of the images"):
+    shutil.copy(films / "a" / "x.png", films / "a" / "x_overlay.jpg")
+    content = (films / "a" / "x_overlay.jpg").read_bytes()
+    with pytest.raises(UsageError, match=r"x_overlay\.jpg there is one of the images"):
         inferring_commands.infer([str(films / "a"), "--bundle", str(bundle), "--out", str(films / "b" / ".." / "a")])
-    assert (films / "a" / "x_overlay.png").read_bytes() == content
+    assert (films / "a" / "x_overlay.jpg").read_bytes() == content
 
 
 def test_an_overlay_that_fails_stops_no_answer(

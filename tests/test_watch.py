@@ -72,8 +72,8 @@ def test_a_result_is_what_infer_says_and_names_no_file(place: Path, make: Make, 
     for name in ("status", "label", "probabilities", "findings", "image", "model", "preprocessing_sha256"):
         assert result[name] == expected[name], name
     assert result["path"] == f"sha256:{content}"
-    assert result["files"] == {"json": "prediction.json", "overlay": "overlay.png"}
-    picture = cv2.imread(str(place / "out/results" / content / "overlay.png"))
+    assert result["files"] == {"json": "prediction.json", "overlay": "overlay.jpg"}
+    picture = cv2.imread(str(place / "out/results" / content / "overlay.jpg"))
     assert picture is not None
     everything = [path.relative_to(place).as_posix() for path in (place / "out").rglob("*")]
     for path in (place / "out").rglob("*"):

@@ -162,7 +162,7 @@ def test_a_disk_that_is_really_full(place: Path, pipeline: Pipeline) -> None:
             blocked += 1
             assert "No space left" in str(watcher.status.problem)
             for content in results(place):  # somebody makes room
-                assert (disk / "results" / content / "overlay.png").stat().st_size > 0
+                assert (disk / "results" / content / "overlay.jpg").stat().st_size > 0
                 collected.append(content)
                 shutil.rmtree(disk / "results" / content)
         watcher.outbox.close()

@@ -47,7 +47,7 @@ def infer(argv: list[str]) -> int:
         "--jobs",
         type=positive_int,
         metavar="N",
-        help="images at a time (default: as many as there are threads; with --audit 1, so that the log has their order)",
+        help="images at a time (default: as many as there are threads; with --audit 1, to keep the log in order)",
     )
     parser.add_argument("--unordered", action="store_true", help="each line as soon as it is there")
     parser.add_argument(
@@ -134,7 +134,7 @@ def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> 
     _make_folder("--out", out)
     there = os.path.realpath(out)
     is_out = {parent: os.path.realpath(parent) == there for parent in {path.parent for path in images}}
-    overwritten = {f"{name}_overlay.png" for name in names} & {path.name for path in images if is_out[path.parent]}
+    overwritten = {f"{name}_overlay.jpg" for name in names} & {path.name for path in images if is_out[path.parent]}
     if overwritten:
         raise UsageError(f"--out {out}: {min(overwritten)} there is one of the images, choose another folder")
 
@@ -254,7 +254,7 @@ class _Output:
         prediction, files = result.prediction, dict(result.prediction.files)
         try:
             if self.overlay and result.radiograph is not None and prediction.status != "error":
-                target = self.folder / f"{name.stem}_overlay.png"
+                target = self.folder / f"{name.stem}_overlay.jpg"
                 reason = _draw(target, result)
                 if reason is None:
                     files["overlay"] = _text(target)

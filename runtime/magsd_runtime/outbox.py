@@ -1,6 +1,6 @@
 """Where the watcher's results go, one folder each, and how none is lost or doubled.
 
-    OUT/results/HASH/      prediction.json, overlay.png     HASH: SHA-256 of the input file
+    OUT/results/HASH/      prediction.json, overlay.jpg     HASH: SHA-256 of the input file
     OUT/quarantine/HASH/   reason.json, input
     OUT/state/             ledger.jsonl, lock, staging/HASH/, attempts/HASH, work/
 

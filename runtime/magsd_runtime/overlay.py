@@ -34,7 +34,12 @@ PANEL_WIDTH = 380
 MARGIN = 22
 FOOTER_HEIGHT = 38
 MAX_REGIONS = 8
-_STRIP = 64
+_STRIP = 128
+# Colour as fine as grey: thin cyan boxes would smear
+_JPEG = [
+    cv2.IMWRITE_JPEG_QUALITY, 92,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+]  # fmt: skip
 
 OPACITY = 0.62  # of the hottest place
 COLD = 0.15  # heat below this leaves the film untouched
@@ -99,10 +104,12 @@ def save_overlay(
     heat: NDArray[np.float32] | None,
     prediction: Prediction,
 ) -> None:
-    """Write :func:`draw_overlay` as a PNG file, whatever the suffix, in one step."""
+    """Write :func:`draw_overlay` as a JPEG file, whatever the suffix, in one step.
+
+    A PNG takes six times as long and five times the space (docs/folders.md), and the film itself is not read from it.
+    """
     overlay = draw_overlay(radiograph, heat, prediction)
-    # OpenCV's PNG settings are three times as fast as Pillow's, for a third more bytes
-    done, encoded = cv2.imencode(".png", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR))
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR), _JPEG)
     if not done:
         raise MagsdError(f"OpenCV could not encode an overlay of shape {overlay.shape}")
     with replacing(path) as temporary:
@@ -279,16 +286,21 @@ def _legend_rows() -> list[_Row]:
     bar_width = PANEL_WIDTH - 2 * MARGIN
 
     def draw_bar(draw: Any, y: int) -> None:
-        # As it looks over film of a middle grey, so that it can be compared with the picture
-        grey = np.full((1, bar_width), 110, np.uint8)
-        colours = np.empty((1, bar_width, 3), np.uint8)
-        _colour_film(grey, np.linspace(0, 1, bar_width, dtype=np.float32)[None], colours)
-        for x, colour in enumerate(colours[0].tolist(), MARGIN):
-            draw.line((x, y, x, y + 15), tuple(colour))
+        for x, colour in enumerate(_legend_colours(bar_width), MARGIN):
+            draw.line((x, y, x, y + 15), colour)
         draw.text((MARGIN, y + 21), "less attention", _TEXT, _font(15))
         draw.text((PANEL_WIDTH - MARGIN, y + 21), "more attention", _TEXT, _font(15), anchor="ra")
 
     return [_Row(48, draw_bar), *_text_rows(NOT_FINDINGS, 15, _TEXT, 4), _space(14)]
+
+
+@lru_cache(maxsize=1)
+def _legend_colours(width: int) -> list[_Colour]:
+    """As the heat looks over film of a middle grey, so that it can be compared with the picture."""
+    grey = np.full((1, width), 110, np.uint8)
+    colours = np.empty((1, width, 3), np.uint8)
+    _colour_film(grey, np.linspace(0, 1, width, dtype=np.float32)[None], colours)
+    return [(red, green, blue) for red, green, blue in colours[0].tolist()]
 
 
 def _origin_rows(radiograph: Radiograph, prediction: Prediction) -> list[_Row]:
@@ -302,6 +314,7 @@ def _origin_rows(radiograph: Radiograph, prediction: Prediction) -> list[_Row]:
     return rows
 
 
+@lru_cache(maxsize=16)
 def _draw_footer(width: int) -> NDArray[np.uint8]:
     from PIL import Image, ImageDraw
 
@@ -329,9 +342,25 @@ def _text_rows(text: str, size: int, colour: _Colour, max_lines: int) -> list[_R
     """``text`` broken into at most ``max_lines`` lines of the panel's width; the rest is an ellipsis."""
 
     def row(line: str) -> _Row:
-        return _Row(round(size * 1.35), lambda draw, y: draw.text((MARGIN, y), line, colour, _font(size)))
+        return _Row(round(size * 1.35), lambda draw, y: draw.bitmap((MARGIN, y), _written(line, size), colour))
 
     return [row(line) for line in _wrap(_drawable(text), size, PANEL_WIDTH - 2 * MARGIN, max_lines)]
+
+
+@lru_cache(maxsize=512)
+def _written(line: str, size: int) -> Any:
+    """The line's ink, Pillow's "L". Most lines are on every film, and rendering them is most of the drawing."""
+    from PIL import Image, ImageDraw
+
+    _, _, right, bottom = _font(size).getbbox(line)
+    image = Image.new("L", (max(1, math.ceil(right)), max(1, math.ceil(bottom))))
+    ImageDraw.Draw(image).text((0, 0), line, 255, _font(size))
+    return image
+
+
+@lru_cache(maxsize=4096)
+def _length(text: str, size: int) -> float:
+    return _font(size).getlength(text)
 
 
 def _wrap(text: str, size: int, room: float, max_lines: int) -> list[str]:
@@ -366,13 +395,12 @@ def _without_middle(text: str, keep: int) -> str:
 
 def _fitting(text: str, size: int, room: float) -> int:
     """How many characters of ``text`` fit in ``room`` pixels, at least 1 of a text that has any."""
-    font = _font(size)
     low, high = min(1, len(text)), min(len(text), 400)  # no line is that long
-    if len(text) == high and font.getlength(text) <= room:
+    if len(text) == high and _length(text, size) <= room:
         return high
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(text[:middle]) <= room else (low, middle - 1)
+        low, high = (middle, high) if _length(text[:middle], size) <= room else (low, middle - 1)
     return low
 
 

@@ -256,8 +256,8 @@ class Watcher:
             from .overlay import save_overlay
 
             try:
-                save_overlay(folder / "overlay.png", result.radiograph, result.heat, prediction)
-                files["overlay"] = "overlay.png"
+                save_overlay(folder / "overlay.jpg", result.radiograph, result.heat, prediction)
+                files["overlay"] = "overlay.jpg"
             except OSError:
                 raise
             except Exception as error:  # the answer stands without its picture
