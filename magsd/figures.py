@@ -27,6 +27,7 @@ PANEL_DPI = 96  # films do not compress: the report would grow by megabytes
 INK, FAINT = "#1b2733", "#8793a0"
 # Told apart in print and by most colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f6000", "#444444")
+LINES = ("solid", (0, (1, 1)), (0, (4, 1, 1, 1)))  # of curves beyond the colours
 PREDICTED, DRAWN = "#ff9d2e", "#3ddc84"
 
 
@@ -95,7 +96,11 @@ def roc_figure(path: Path, curves: Sequence[RocCurve]) -> None:
         style: dict[str, Any] = (
             {"color": INK, "linewidth": 2.2, "linestyle": (0, (5, 2))}
             if last
-            else {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.8}
+            else {
+                "color": COLOURS[index % len(COLOURS)],
+                "linewidth": 1.8,
+                "linestyle": LINES[index // len(COLOURS) % len(LINES)],
+            }
         )
         label = f"{_short(curve.name)}, AUC {curve.auc:.3f}"
         axes.plot(curve.false_positive_rate, curve.true_positive_rate, label=label, **style)
