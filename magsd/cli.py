@@ -44,6 +44,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "audit": ("magsd_runtime.auditing_commands:audit", "check or repair the log that infer --audit writes"),
     "replay": ("magsd_runtime.auditing_commands:replay", "repeat a logged result and say what differs and why"),
     "doctor": ("magsd_runtime.commands:doctor", "what this machine has, what would run, what is missing"),
+    "data": ("magsd.data_commands:data", "manifests of public collections, and the paper's data sets out of them"),
     "phantoms": (
         "magsd.commands:phantoms",
         "make synthetic chest films with known opacities, to try magsd on",
