@@ -26,7 +26,7 @@ from .confounds import source_confound
 from .data import Manifest, read_manifest
 from .evaluation_output import check_out, write_evaluation
 from .judging import Judged, Progress, judge_bundle, judge_run, note
-from .localization_metrics import evaluate_localization
+from .localization_evaluation import evaluate_localization
 from .metrics import (
     SCORES,
     bootstrap_intervals,
@@ -162,12 +162,13 @@ def evaluate(
     if chosen_map.endswith(IN_LUNGS) and target.preprocessing.crop != "lungs":
         raise UsageError(f"--map {chosen_map}: the model's preprocessing does not look for lung fields")
     scores = evaluate_predictions(judged.predictions, resamples=resamples, seed=seed)
-    localization, panel = None, []
+    localization, found = None, None
     if judged.cases:
-        localization, panel = evaluate_localization(
+        found = evaluate_localization(
             judged.cases, judged.tuning, target.preprocessing, map_name=chosen_map, fixed_threshold=fixed,
             minimum_score=minimum, resamples=resamples, seed=seed, progress=progress("localization"),
         )  # fmt: skip
+        localization = found.summary
         localization["tuning_part"] = judged.tuning_part
         if fixed is not None and isinstance(target, Bundle):
             localization["chosen_on"] += f" ({target.localization.get('chosen_on', 'its origin is not recorded')})"
@@ -187,7 +188,7 @@ def evaluate(
         "versions": _versions(target),
     }
     logs = target.logs() if isinstance(target, Run) else {}
-    write_evaluation(out, metrics, judged.predictions, panel, logs, target.preprocessing)
+    write_evaluation(out, metrics, judged.predictions, found, logs, target.preprocessing)
     return metrics
 
 

@@ -1,7 +1,7 @@
 """The folder that an evaluation leaves: complete and consistent, or not there at all.
 
-metrics.json  predictions.csv  report.html
-figures/      confusion.png  roc.png  reliability.png  localization.png  training.png
+metrics.json  predictions.csv  localization.csv  report.html
+figures/      confusion.png  roc.png  reliability.png  localization.png  localization_curves.png  training.png
 """
 
 from __future__ import annotations
@@ -28,18 +28,27 @@ from magsd_runtime.preprocessing import PreprocessingSpec
 from .figures import (
     PanelItem,
     confusion_figure,
+    localization_curves_figure,
     localization_figure,
     reliability_figure,
     roc_figure,
     training_figure,
 )
+from .localization_evaluation import Localization
 from .localization_metrics import Case, unit_heat
 from .metrics import SCORES, roc_curves
 from .predictors import BUNDLE_FOLD, Predictions
 from .report import render_report
 
-FILES = {"metrics.json", "predictions.csv", "report.html", "figures"}
-FIGURES = {"confusion.png", "roc.png", "reliability.png", "localization.png", "training.png"}
+FILES = {"metrics.json", "predictions.csv", "localization.csv", "report.html", "figures"}
+FIGURES = {
+    "confusion.png", "roc.png", "reliability.png", "localization.png", "localization_curves.png", "training.png"
+}  # fmt: skip
+COLUMNS = {
+    "iou": "iou_mean", "mask_iou": "mask_iou_mean", "box_iou": "box_iou_mean", "regions_iou": "regions_iou_mean",
+    "peak_inside": "pointing", "energy_inside": "energy_inside",
+}  # fmt: skip
+"""Columns of localization.csv: the scores of one film, whose means are in metrics.json."""
 PANEL_IMAGES = 8
 PANEL_SIDE = 480
 """Longest side in pixels of an image in the localization panel."""
@@ -75,7 +84,7 @@ def write_evaluation(
     out: Path,
     metrics: Mapping[str, Any],
     predictions: Predictions,
-    panel: Sequence[tuple[Case, float, float]],
+    localization: Localization | None,
     logs: Mapping[int, Sequence[Mapping[str, float | None]]],
     spec: PreprocessingSpec,
 ) -> None:
@@ -84,8 +93,11 @@ def write_evaluation(
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         with replacing_directory(staging / "new") as folder:
+            panel = [] if localization is None else localization.panel()
             figures = _write_figures(folder / "figures", metrics, predictions, panel, logs, spec)
             write_text(folder / "predictions.csv", predictions_csv(predictions))
+            if localization is not None:
+                write_text(folder / "localization.csv", localization_csv(localization))
             write_text(folder / "report.html", render_report(metrics, figures))
             write_json(folder / "metrics.json", metrics)
         if out.exists():
@@ -121,6 +133,29 @@ def predictions_csv(predictions: Predictions) -> str:
                 record.label,
                 predictions.classes[guess],
                 *shown,
+            ]
+        )
+    return text.getvalue()
+
+
+def localization_csv(localization: Localization) -> str:
+    """One line a film, model and method (map or baseline), at the threshold chosen for it on other patients."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "patient", "fold", "label", "ground_truth", "drawn_share", "method", "threshold", *COLUMNS])
+    for film in localization.films:
+        case, threshold = film.case, film.threshold
+        table.writerow(
+            [
+                case.record.path,
+                case.record.patient,
+                "" if case.fold == BUNDLE_FOLD else case.fold,
+                case.record.label,
+                case.truth.kind,
+                f"{case.truth.mask.mean():.6g}",
+                film.method,
+                "" if threshold is None else f"{threshold:.6g}",
+                *(f"{film.scores[name]:.6g}" for name in COLUMNS.values()),
             ]
         )
     return text.getvalue()
@@ -198,6 +233,9 @@ def _write_figures(
     if panel:
         figures["localization"] = folder / "localization.png"
         localization_figure(figures["localization"], [_panel_item(*entry, spec, metrics) for entry in _spread(panel)])
+        found = metrics["localization"]
+        figures["localization_curves"] = folder / "localization_curves.png"
+        localization_curves_figure(figures["localization_curves"], found["maps"], found["baselines"])
     if any(logs.values()):
         figures["training"] = folder / "training.png"
         training_figure(figures["training"], logs)

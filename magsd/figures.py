@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magsd_runtime.errors import require
+from magsd_runtime.errors import RESEARCH_USE, require
 from magsd_runtime.files import replacing
 from magsd_runtime.prediction import Box
 
@@ -52,10 +52,16 @@ class PanelItem:
 
 def confusion_figure(path: Path, *, confusion: NDArray[np.int64], classes: Sequence[str]) -> None:
     """Fig. 8: the share of each true class above, the count below; rows are true classes, (C, C)."""
-    count = len(classes)
-    size = 2.0 + 0.95 * count
-    figure = _figure(size + 0.6, size)
+    size = 2.0 + 0.95 * len(classes)
+    figure = new_figure(size + 0.6, size)
     axes = figure.add_subplot()
+    share_bar(figure, draw_confusion(axes, confusion, classes), axes)
+    save_figure(figure, path)
+
+
+def draw_confusion(axes: Any, confusion: NDArray[np.int64], classes: Sequence[str]) -> Any:
+    """One confusion matrix (C, C), rows true classes, on ``axes``; the picture, for its colour bar."""
+    count = len(classes)
     rows = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, rows, out=np.zeros(confusion.shape), where=rows > 0)
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -73,22 +79,29 @@ def confusion_figure(path: Path, *, confusion: NDArray[np.int64], classes: Seque
                 color=colour,
                 fontsize=9,
             )
-    names = [_short(name) for name in classes]
-    axes.set_xticks(range(count), names, rotation=30 if max(map(len, names)) > 9 else 0, ha="center")
+    names = [short_name(name) for name in classes]
+    if max(map(len, names)) > 9:
+        axes.set_xticks(range(count), names, rotation=30, ha="right", rotation_mode="anchor")
+    else:
+        axes.set_xticks(range(count), names)
     axes.set_yticks(range(count), names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    return picture
+
+
+def share_bar(figure: Figure, picture: Any, axes: Any) -> None:
+    """The colour bar of :func:`draw_confusion`, beside ``axes`` (one or several)."""
     bar = figure.colorbar(picture, ax=axes, fraction=0.045, pad=0.03)
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-    _save(figure, path)
 
 
 def roc_figure(path: Path, curves: Sequence[RocCurve]) -> None:
     """Fig. 6: one curve a class against the rest and their macro mean, the area in the legend."""
-    figure = _figure(6.0, 5.4)
+    figure = new_figure(6.0, 5.4)
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 4)), label="chance, AUC 0.500")
     for index, curve in enumerate(curves):
@@ -102,19 +115,19 @@ def roc_figure(path: Path, curves: Sequence[RocCurve]) -> None:
                 "linestyle": LINES[index // len(COLOURS) % len(LINES)],
             }
         )
-        label = f"{_short(curve.name)}, AUC {curve.auc:.3f}"
+        label = f"{short_name(curve.name)}, AUC {curve.auc:.3f}"
         axes.plot(curve.false_positive_rate, curve.true_positive_rate, label=label, **style)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel("false positive rate (1 - specificity)")
     axes.set_ylabel("true positive rate (sensitivity)")
     axes.grid(color="#e4e8ec", linewidth=0.8)
     axes.legend(loc="lower right", frameon=True, framealpha=0.95, edgecolor="#d5dbe1", fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def reliability_figure(path: Path, *, bins: Sequence[Mapping[str, Any]], ece: float) -> None:
     """Accuracy of each confidence bin beside the diagonal of perfect calibration; counts below."""
-    figure = _figure(5.6, 6.2)
+    figure = new_figure(5.6, 6.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     used = [row for row in bins if row["images"]]
     width = bins[0]["high"] - bins[0]["low"]
@@ -145,7 +158,7 @@ def reliability_figure(path: Path, *, bins: Sequence[Mapping[str, Any]], ece: fl
     for axes in (upper, lower):
         axes.grid(axis="y", color="#e4e8ec", linewidth=0.8)
         axes.set_axisbelow(True)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
@@ -153,7 +166,7 @@ def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
     columns = min(4, len(items))
     rows = -(-len(items) // columns)
     side_by_side = columns > 2
-    figure = _figure(2.75 * columns, 5.95 * rows + (0.45 if side_by_side else 0.9))
+    figure = new_figure(2.75 * columns, 5.95 * rows + (0.45 if side_by_side else 0.9))
     grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
@@ -171,12 +184,44 @@ def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=3 if side_by_side else 1, frameon=False, fontsize=9
     )
-    _save(figure, path, PANEL_DPI)
+    save_figure(figure, path, PANEL_DPI)
+
+
+def localization_curves_figure(
+    path: Path, maps: Mapping[str, Mapping[str, Any]], baselines: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """``maps``, ``baselines``: of ``evaluate_localization``. Left: mean IoU by threshold; right: images by IoU."""
+    figure = new_figure(10.5, 4.4)
+    left, right = figure.subplots(1, 2)
+    for number, (name, row) in enumerate({**maps, **baselines}.items()):
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)], "linewidth": 1.8,
+            "linestyle": "solid" if name in maps else LINES[1],
+        }  # fmt: skip
+        label = name.replace("-lungs", ", inside the lungs").replace("_", " ")
+        left.plot(row["sweep"]["threshold"], row["sweep"]["iou_mean"], label=label, **style)
+        if name in maps:
+            left.scatter([row["threshold"]], [row["iou_mean"]], s=34, color=style["color"], zorder=3)
+        counts = np.array(row["iou_distribution"])
+        # at each edge of a bin the share of images whose IoU is that or more
+        share = np.concatenate([np.cumsum(counts[::-1])[::-1], [0]]) / counts.sum()
+        right.plot(np.linspace(0, 1, len(share)), share, **style)
+    left.set(xlim=(0, 1), ylim=(0, None))
+    left.set_xlabel("threshold of the heat (dot: as chosen, never on the image itself)")
+    left.set_ylabel("mean IoU")
+    right.axvline(0.25, color=FAINT, linewidth=1)
+    right.set(xlim=(0, 1), ylim=(0, 1.02))
+    right.set_xlabel("IoU (grey line: the paper's 0.25)")
+    right.set_ylabel("share of images with this IoU or more")
+    for axes in (left, right):
+        axes.grid(color="#e4e8ec", linewidth=0.8)
+    figure.legend(loc="outside upper center", ncols=len(maps) + len(baselines), frameon=False, fontsize=9)
+    save_figure(figure, path)
 
 
 def training_figure(path: Path, logs: Mapping[int, Sequence[Mapping[str, float | None]]]) -> None:
     """Loss and validation score by epoch from each fold's ``log.csv``; dots: the chosen epochs."""
-    figure = _figure(10.5, 3.9)
+    figure = new_figure(10.5, 3.9)
     left, right = figure.subplots(1, 2)
     for number, (fold, rows) in enumerate(sorted(logs.items())):
         colour = COLOURS[number % len(COLOURS)]
@@ -198,7 +243,7 @@ def training_figure(path: Path, logs: Mapping[int, Sequence[Mapping[str, float |
         axes.locator_params(axis="x", integer=True)
     if len(logs) > 1:
         right.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_region(axes: Any, item: PanelItem) -> None:
@@ -249,19 +294,23 @@ def _line(axes: Any, rows: Sequence[Mapping[str, float | None]], name: str, colo
     axes.plot([x for x, _ in points], [y for _, y in points], color=colour, linewidth=1.5, marker=marker, **style)
 
 
-def _short(name: str, limit: int = 22) -> str:
+def short_name(name: str, limit: int = 22) -> str:
+    """``name`` as matplotlib shows it, cut to ``limit`` characters."""
     # matplotlib would read $...$ as mathematics
     return (name if len(name) <= limit else name[: limit - 1] + "…").replace("$", r"\$")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that makes room for what is in it."""
     require("matplotlib", feature="the figures of magsd evaluate", extra="train")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path, dpi: int = DPI) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = DPI, caption: str = "") -> None:
+    """Write it as ``path`` with the line that no picture goes without, after ``caption``."""
+    figure.supxlabel("\n".join(filter(None, (caption, RESEARCH_USE))), fontsize=8, color=FAINT)
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=9)
         for label in (axes.xaxis.label, axes.yaxis.label):

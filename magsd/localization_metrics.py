@@ -10,14 +10,14 @@ A threshold is never chosen on the image that it is applied to: see :func:`choos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from magsd_runtime.localization import IN_LUNGS, enclosing_box, heat_mask, square_heat, to_original
+from magsd_runtime.localization import enclosing_box, heat_mask, square_heat, to_original
 from magsd_runtime.prediction import Box
 from magsd_runtime.preprocessing import PreprocessingSpec
 
@@ -30,9 +30,6 @@ DEFAULT_THRESHOLD = 0.5
 IOU_AT = 0.25
 CENTRAL_SHARE = 0.5
 """Side of the fixed central box as a share of the image's: about where the lungs are in a chest film."""
-RANDOM_DRAWS = 10
-
-Method = Callable[["Case"], "HeatScores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,27 +145,6 @@ def choose_thresholds(
     return chosen, "; ".join(ways)
 
 
-def summarize(
-    cases: Sequence[Case],
-    scores: Sequence[HeatScores],
-    chosen: NDArray[np.int64],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Means over the cases at their chosen thresholds, 0 to 1; ``iou_mean_ci95`` by resampling patients."""
-    iou = np.array([score.iou[at] for score, at in zip(scores, chosen)])
-    return {
-        "iou_mean": float(iou.mean()),
-        "iou_mean_ci95": mean_interval(iou, [case.record.patient for case in cases], resamples, seed),
-        "iou_at_25": float((iou >= IOU_AT).mean()),
-        "mask_iou_mean": float(np.mean([score.mask_iou[at] for score, at in zip(scores, chosen)])),
-        "box_iou_mean": float(np.mean([score.box_iou[at] for score, at in zip(scores, chosen)])),
-        "pointing": float(np.mean([score.pointing for score in scores])),
-        "energy_inside": float(np.mean([score.energy for score in scores])),
-    }
-
-
 def central_box_scores(case: Case, thresholds: NDArray[np.float64] = THRESHOLDS) -> HeatScores:
     """The fixed central box, ``CENTRAL_SHARE`` of each side; the same at every threshold."""
     truth = case.truth
@@ -199,114 +175,26 @@ def fitted_box_scores(case: Case, thresholds: NDArray[np.float64] = THRESHOLDS) 
     return score_heat((1 - np.maximum(x[np.newaxis], y[:, np.newaxis])).astype(np.float32), truth, thresholds)
 
 
-def random_map_scores(
-    case: Case,
-    spec: PreprocessingSpec,
-    seed: Sequence[int],
-    thresholds: NDArray[np.float64] = THRESHOLDS,
-    minimum_score: float = 0.0,
-) -> HeatScores:
-    """Uniform random values on the network's grid, through the same path as the network's map."""
+def random_heat(case: Case, spec: PreprocessingSpec, seed: Sequence[int]) -> NDArray[np.float32]:
+    """Uniform random values on the network's grid, through the same path as the network's map: heat (H, W)."""
     shape = next(iter(case.heats.values())).shape
     heat = np.random.default_rng(list(seed)).random(shape).astype(np.float32)
-    return score_heat(unit_heat(heat, case.truth, spec), case.truth, thresholds, minimum_score)
+    return unit_heat(heat, case.truth, spec)
 
 
-def evaluate_localization(
-    cases: Sequence[Case],
-    tuning: Mapping[int, Sequence[Case]],
-    spec: PreprocessingSpec,
-    *,
-    map_name: str = "attention",
-    fixed_threshold: float | None = None,
-    minimum_score: float = 0.0,
-    resamples: int = 1000,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Any], list[tuple[Case, float, float]]]:
-    """The ``localization`` part of metrics.json, and (case, IoU, threshold) of every image for the panel.
+def regions_iou(counted: NDArray[np.bool_], truth: Truth) -> float:
+    """The boxes around each 8-connected region of ``counted`` (H, W), all together, against all drawn boxes.
 
-    ``map_name`` is the map of the headline numbers. ``tuning`` holds training-side cases of each fold.
-    ``fixed_threshold``, from a bundle, applies to ``map_name`` alone; ``minimum_score`` to all maps, the random ones
-    too. Baselines: the fixed central box; a central box with fitted size; random maps, the mean over
-    ``RANDOM_DRAWS`` draws.
+    :func:`box_iou` holds one box around everything against another, which says little of a film with a box in either
+    lung. Against a mask it is :func:`mask_iou`. 0 to 1.
     """
-    grid = THRESHOLDS if fixed_threshold is None else np.unique(np.append(THRESHOLDS, fixed_threshold))
-    names = sorted(cases[0].heats)
-    if spec.crop == "lungs":
-        names += [name + IN_LUNGS for name in names]
-    total = len(names) + 2 + RANDOM_DRAWS
-    done = 0
-
-    def measure(method: Method) -> tuple[list[HeatScores], NDArray[np.int64], str, dict[str, Any]]:
-        nonlocal done
-        scores = [method(case) for case in cases]
-        basis = {fold: [method(case) for case in part] for fold, part in tuning.items()}
-        chosen, way = choose_thresholds(cases, scores, basis, grid)
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return scores, chosen, way, summarize(cases, scores, chosen, resamples=resamples, seed=seed)
-
-    maps: dict[str, dict[str, Any]] = {}
-    panel: list[tuple[Case, float, float]] = []
-    for name in names:
-        scores, chosen, way, summary = measure(_map_method(name, spec, grid, minimum_score))
-        if fixed_threshold is not None and name == map_name:
-            chosen = np.full(len(cases), int(np.searchsorted(grid, fixed_threshold)), np.int64)
-            way = "the bundle's threshold"
-            summary = summarize(cases, scores, chosen, resamples=resamples, seed=seed)
-        used = grid[chosen]
-        maps[name] = {
-            **summary, "threshold": float(np.median(used)),
-            "threshold_range": [float(used.min()), float(used.max())], "chosen_on": way,
-        }  # fmt: skip
-        if name == map_name:
-            panel = [(case, float(score.iou[at]), float(grid[at])) for case, score, at in zip(cases, scores, chosen)]
-    central = measure(lambda case: central_box_scores(case, grid))[3]
-    fitted = measure(lambda case: fitted_box_scores(case, grid))[3]
-    number = {id(case): index for index, case in enumerate(_all_cases(cases, tuning))}
-
-    def random_method(draw: int) -> Method:
-        return lambda case: random_map_scores(case, spec, (seed, draw, number[id(case)]), grid, minimum_score)
-
-    draws = [measure(random_method(draw))[3] for draw in range(RANDOM_DRAWS)]
-    random = {
-        name: float(np.mean([summary[name] for summary in draws]))
-        for name in ("iou_mean", "iou_at_25", "mask_iou_mean", "box_iou_mean", "pointing", "energy_inside")
-    }
-    kinds = [case.truth.kind for case in cases]
-    result = {
-        **maps[map_name],
-        "map": map_name,
-        "minimum_score": minimum_score,
-        "images": len({case.record.path for case in cases}),
-        "predictions": len(cases),
-        "patients": len({case.record.patient for case in cases}),
-        "ground_truth": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "tuning_images": {str(fold): len(part) for fold, part in sorted(tuning.items())},
-        "maps": maps,
-        "baselines": {
-            "central_box": {**central, "side": CENTRAL_SHARE},
-            "central_box_fitted": fitted,
-            "random_map": {**random, "draws": RANDOM_DRAWS},
-        },
-    }
-    return result, panel
-
-
-def _map_method(name: str, spec: PreprocessingSpec, thresholds: NDArray[np.float64], minimum_score: float) -> Method:
-    heats = name.removesuffix(IN_LUNGS)
-
-    def method(case: Case) -> HeatScores:
-        heat = unit_heat(case.heats[heats], case.truth, spec, name)
-        return score_heat(heat, case.truth, thresholds, minimum_score)
-
-    return method
-
-
-def _all_cases(cases: Sequence[Case], tuning: Mapping[int, Sequence[Case]]) -> list[Case]:
-    return [*cases, *(case for fold in sorted(tuning) for case in tuning[fold])]
+    if truth.kind == "mask":
+        return mask_iou(counted, truth.mask)
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(counted.astype(np.uint8), connectivity=8)
+    boxed = np.zeros_like(counted)
+    for left, top, columns, rows in statistics[1:count, :4].tolist():  # 0 is the background
+        boxed[top : top + rows, left : left + columns] = True
+    return mask_iou(boxed, truth.mask)
 
 
 def _above(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -27,6 +27,12 @@ LOCALIZATION_COLUMNS = {
     "energy_inside": "Attention inside",
     "mask_iou_mean": "IoU of masks",
     "box_iou_mean": "IoU of boxes",
+    "regions_iou_mean": "IoU, a box a region",
+}
+BASELINE_NAMES = {
+    "central_box": "fixed central box",
+    "central_box_fitted": "central box of fitted size",
+    "random_map": "random map",
 }
 
 
@@ -177,14 +183,25 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
         caption="Against what people drew, in pixels of the original image",
         main=[*main, False, False, False],
     )
-    best = max(("central_box", "central_box_fitted", "random_map"), key=lambda name: baselines[name]["iou_mean"])
+    best = max(BASELINE_NAMES, key=lambda name: baselines[name]["iou_mean"])
+    beyond = localization["beyond"][best]
     verdict = ""
     if localization["iou_mean"] <= baselines[best]["iou_mean"]:
         verdict = (
             f'<ul class="notes"><li class="warning">{WARNING}The map is no better than the baseline '
-            f"“{best.replace('_', ' ')}”: it does not show that the network looks where people "
+            f"“{BASELINE_NAMES[best]}”: it does not show that the network looks where people "
             "would.</li></ul>"
         )
+    elif beyond["iou_mean_ci95"] is None or beyond["iou_mean_ci95"][0] <= 0:
+        verdict = (
+            f'<ul class="notes"><li class="warning">{WARNING}The map is better than the baseline '
+            f"“{BASELINE_NAMES[best]}” by no more than another choice of patients could make of it.</li></ul>"
+        )
+    differences = "; ".join(
+        f"{name} {number(localization['beyond'][key]['iou_mean'])} "
+        f"({interval(localization['beyond'][key]['iou_mean_ci95'])})"
+        for key, name in BASELINE_NAMES.items()
+    )
     truth = ", ".join(f"{count} with {kind}" for kind, count in localization["ground_truth"].items())
     least = ""
     if localization["minimum_score"]:
@@ -199,6 +216,11 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
         f"ground truth. Mean IoU {localization['iou_mean']:.3f}.",
         "Chosen evenly from the best to the worst IoU. The region is what the network attended to, "
         "not a finding of a radiologist.",
+    ) + figure(
+        images, "localization_curves",
+        "Mean IoU by threshold, and share of images by IoU, of the network's maps and of the baselines.",
+        "Left: what another threshold, the same for all images, would have given; the best is known in hindsight only. "
+        "Right: the further up and right, the better.",
     )  # fmt: skip
     return (
         f"<h2>Localization</h2><p>Mean IoU <strong>{localization['iou_mean']:.3f}</strong> "
@@ -206,8 +228,32 @@ def _localization(localization: Mapping[str, Any] | None, images: Mapping[str, s
         f"<strong>{localization['iou_at_25']:.3f}</strong>, over {localization['images']} images of "
         f"{localization['patients']} patients ({localization['predictions']} predictions: {truth}). IoU is "
         "that of masks where a mask was drawn, of enclosing boxes where boxes were drawn. Threshold: "
-        f"{escape(localization['chosen_on'])}{part}.{least}</p>{verdict}{shown}{picture}"
+        f"{escape(localization['chosen_on'])}{part}.{least}</p>{verdict}{shown}"
+        f'<p class="small">What was drawn covers {100 * localization["drawn_share"]:.1f} % of the film, which is what '
+        "even heat would have inside, and how often a random point would lie inside; the network sees "
+        f"{100 * localization['drawn_and_seen']:.1f} % of it. Mean IoU minus a baseline's, image by image (95 %, by "
+        f"patient): {differences}. Every image and method is in localization.csv.</p>"
+        f"{_groups(localization, maps)}{picture}"
     )
+
+
+def _groups(localization: Mapping[str, Any], maps: Mapping[str, str]) -> str:
+    """Masks apart from boxes and class apart from class, where there is more than one."""
+    rows = [
+        [
+            value, str(group["images"]), str(group["patients"]),
+            maps.get(method, BASELINE_NAMES.get(method, method)), number(scores["iou_mean"]),
+            interval(scores["iou_mean_ci95"]), number(scores["iou_at_25"]), number(scores["pointing"]),
+            number(scores["energy_inside"]),
+        ]
+        for groups in localization["groups"].values()
+        for value, group in groups.items()
+        for method, scores in group["methods"].items()
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    head = ["", "Images", "Patients", "Method", "Mean IoU", "95 %", *list(LOCALIZATION_COLUMNS.values())[1:4]]
+    return table(head, rows, caption="By kind of ground truth, and by class", text_columns={3})
 
 
 def _folds(metrics: Mapping[str, Any], images: Mapping[str, str]) -> str:

@@ -227,6 +227,20 @@ def read_predictions(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def check_localization_table(out: Path, found: dict[str, Any]) -> None:
+    """Means of the table's lines, kept apart by method, are those of metrics.json."""
+    with open(out / "localization.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    methods = {**found["maps"], **found["baselines"]}
+    assert {line["method"] for line in lines} == set(methods)
+    for name, row in methods.items():
+        own = [line for line in lines if line["method"] == name]
+        assert len(own) == found["predictions"]
+        for column, score in (("iou", "iou_mean"), ("peak_inside", "pointing"), ("energy_inside", "energy_inside"),
+                              ("mask_iou", "mask_iou_mean"), ("regions_iou", "regions_iou_mean")):  # fmt: skip
+            assert sum(float(line[column]) for line in own) / len(own) == pytest.approx(row[score], abs=1e-5)
+
+
 def test_every_image_is_predicted_by_the_one_model_that_never_saw_its_patient(
     run: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -257,7 +271,10 @@ def test_every_image_is_predicted_by_the_one_model_that_never_saw_its_patient(
     assert set(localization["tuning_images"]) == {"0", "1", "2"}
     assert {"central_box", "random_map"} < set(localization["baselines"])
     figures = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert figures == {"confusion.png", "roc.png", "reliability.png", "localization.png", "training.png"}
+    assert figures == {
+        "confusion.png", "roc.png", "reliability.png", "localization.png", "localization_curves.png", "training.png"
+    }  # fmt: skip
+    check_localization_table(tmp_path / "out", localization)
     assert "Cross-validation" in (tmp_path / "out" / "report.html").read_text()
 
 

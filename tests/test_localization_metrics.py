@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -13,15 +14,14 @@ from hypothesis.extra import numpy as hnp
 
 from magsd.data import Record
 from magsd.ground_truth import Truth, boxes_mask, read_truth
+from magsd.localization_evaluation import RANDOM_DRAWS, evaluate_localization
 from magsd.localization_metrics import (
-    RANDOM_DRAWS,
     THRESHOLDS,
     Case,
     HeatScores,
     box_iou,
     central_box_scores,
     choose_thresholds,
-    evaluate_localization,
     fitted_box_scores,
     mask_iou,
     score_heat,
@@ -287,7 +287,8 @@ def test_a_perfect_map_beats_the_baselines_and_everything_is_json() -> None:
         heat = np.zeros((7, 7), np.float32)
         heat[row : row + 2, column : column + 2] = 1
         (cases if number < 10 else tuning).append(case(f"p{number}", (column * 10, row * 10, 20, 20), heat))
-    result, panel = evaluate_localization(cases, {0: tuning}, SPEC, resamples=200, seed=1)
+    found = evaluate_localization(cases, {0: tuning}, SPEC, resamples=200, seed=1)
+    result, panel = found.summary, found.panel()
     assert result["iou_mean"] > 0.7
     assert result["iou_at_25"] == result["pointing"] == 1.0
     assert result["iou_mean"] == pytest.approx(np.mean([iou for _, iou, _ in panel]))
@@ -298,14 +299,16 @@ def test_a_perfect_map_beats_the_baselines_and_everything_is_json() -> None:
         assert result["baselines"][name]["iou_mean"] < 0.4, name
     assert result["baselines"]["random_map"]["draws"] == RANDOM_DRAWS
     assert (result["images"], result["ground_truth"], result["tuning_images"]) == (10, {"box": 10}, {"0": 6})
-    again, _ = evaluate_localization(cases, {0: tuning}, SPEC, resamples=200, seed=1)
-    assert again == result
+    again = evaluate_localization(cases, {0: tuning}, SPEC, resamples=200, seed=1)
+    assert again.summary == result
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_a_bundles_threshold_is_used_as_it_is() -> None:
     heat = np.eye(4, dtype=np.float32)
     cases = [case("a", (0, 0, 30, 30), heat), case("b", (10, 10, 30, 30), heat)]
-    result, panel = evaluate_localization(cases, {}, SPEC, map_name="evidence", fixed_threshold=0.333, resamples=10)
+    found = evaluate_localization(cases, {}, SPEC, map_name="evidence", fixed_threshold=0.333, resamples=10)
+    result, panel = found.summary, found.panel()
     assert (result["map"], result["threshold"]) == ("evidence", pytest.approx(0.333))
     assert result["chosen_on"] == "the bundle's threshold"
     assert "leave one patient out" in result["maps"]["attention"]["chosen_on"]
@@ -321,9 +324,10 @@ def test_a_minimum_score_applies_to_all_maps_and_not_to_the_central_boxes() -> N
         heat = np.zeros((7, 7), np.float32)
         heat[row : row + 3, :3], heat[row + 1, 1], heat[6 - row, 6] = 0.5, 1.0, 0.6
         cases.append(case(f"p{row}", (0, row * 10, 30, 30), heat))
-    plain, _ = evaluate_localization(cases, {}, SPEC, resamples=10)
-    zero, _ = evaluate_localization(cases, {}, SPEC, minimum_score=0.0, resamples=10)
-    result, panel = evaluate_localization(cases, {}, SPEC, minimum_score=0.9, fixed_threshold=0.3, resamples=10)
+    plain = evaluate_localization(cases, {}, SPEC, resamples=10).summary
+    zero = evaluate_localization(cases, {}, SPEC, minimum_score=0.0, resamples=10).summary
+    found = evaluate_localization(cases, {}, SPEC, minimum_score=0.9, fixed_threshold=0.3, resamples=10)
+    result, panel = found.summary, found.panel()
     assert plain == zero
     assert (plain["minimum_score"], result["minimum_score"]) == (0.0, 0.9)
     for one, iou, threshold in panel:

@@ -72,16 +72,21 @@ def metrics(classes: tuple[str, ...] = ("covid19", NASTY)) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def localization(iou: float) -> dict[str, Any]:
+def localization(iou: float, low: float = 0.01) -> dict[str, Any]:
     row = {
         "iou_mean": iou, "iou_mean_ci95": [0.1, 0.5], "iou_at_25": 0.5, "mask_iou_mean": 0.2, "box_iou_mean": iou,
-        "pointing": 0.7, "energy_inside": 0.3,
+        "pointing": 0.7, "energy_inside": 0.3, "regions_iou_mean": 0.2,
     }  # fmt: skip
-    of_map = {**row, "threshold": 0.4, "threshold_range": [0.4, 0.4], "chosen_on": "chosen on training-side images"}
     other = {**row, "iou_mean": 0.25}
+    beyond = {"iou_mean": iou - 0.25, "iou_mean_ci95": [low, low + 0.2]}
+    of_map = {
+        **row, "threshold": 0.4, "threshold_range": [0.4, 0.4], "chosen_on": "chosen on training-side images",
+        "beyond": dict.fromkeys(("central_box", "central_box_fitted", "random_map"), beyond),
+    }  # fmt: skip
+    groups = {"label": {NASTY: {"images": 2, "patients": 2, "methods": {"attention": row, "central_box": other}}}}
     return {
         **of_map, "map": "attention", "images": 4, "predictions": 4, "patients": 4, "ground_truth": {"box": 4},
-        "minimum_score": 0.0,
+        "minimum_score": 0.0, "drawn_share": 0.1, "drawn_and_seen": 1.0, "groups": groups,
         "tuning_part": "validation", "maps": {"attention": of_map, "evidence": of_map},
         "baselines": {
             "central_box": {**other, "side": 0.5}, "central_box_fitted": other, "random_map": {**other, "draws": 10},
@@ -93,7 +98,7 @@ def localization(iou: float) -> dict[str, Any]:
 def figures(tmp_path: Path) -> dict[str, Path]:
     path = tmp_path / "confusion.png"
     confusion_figure(path, confusion=np.eye(2, dtype=np.int64), classes=["a", "b"])
-    return dict.fromkeys(("confusion", "roc", "reliability", "localization", "training"), path)
+    return dict.fromkeys(("confusion", "roc", "reliability", "localization", "localization_curves", "training"), path)
 
 
 def test_nothing_is_loaded_and_nothing_runs(figures: dict[str, Path]) -> None:
@@ -122,7 +127,7 @@ def test_every_picture_has_a_text_that_says_what_it_shows(figures: dict[str, Pat
     content = metrics(("covid19", "healthy"))
     content["localization"] = localization(0.4)
     texts = [attributes["alt"] or "" for tag, attributes in Page(render_report(content, figures)).tags if tag == "img"]
-    assert len(texts) == 5
+    assert len(texts) == 6
     counts = content["confusion"]["counts"]
     assert f"covid19: {counts[0][0]} as covid19, {counts[0][1]} as healthy" in texts[0]
     assert f"{content['calibration']['ece']:.3f}" in texts[2]
@@ -161,6 +166,16 @@ def test_a_map_that_does_not_beat_the_baselines_is_called_that(iou: float, warne
     content = metrics()
     content["localization"] = localization(iou)
     assert ("no better than the baseline" in Page(render_report(content, {})).text) == warned
+
+
+@pytest.mark.parametrize(("low", "warned"), [(-0.01, True), (0.0, True), (0.01, False)])
+def test_a_map_that_may_beat_them_by_chance_is_called_that(low: float, warned: bool) -> None:
+    content = metrics()
+    content["localization"] = localization(0.4, low)
+    text = Page(render_report(content, {})).text
+    assert ("by no more than another choice of patients" in text) == warned
+    assert f"fixed central box 0.150 ({low:.3f} to {low + 0.2:.3f})" in text
+    assert "By kind of ground truth, and by class" in text
 
 
 @pytest.mark.parametrize("minimum", [0.0, 0.75])
