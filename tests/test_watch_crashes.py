@@ -146,7 +146,7 @@ def test_a_full_disk_at_any_call_loses_and_doubles_nothing(
 def test_a_disk_that_is_really_full(place: Path, pipeline: Pipeline) -> None:
     disk = place / "out"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True)
     if mounted.returncode:
         pytest.skip("no right to mount a small disk")
     try:
