@@ -1,10 +1,10 @@
 """One engine with one network, in a process of its own; does what a line on stdin asks for.
 
-    python engine_worker.py ENGINE BUNDLE THREADS [--quick]
+python engine_worker.py ENGINE BUNDLE THREADS [--quick]
 
-    it prints    {"ready": true, "open_seconds": s, "version": "..."}, or {"error": "..."} and ends
-    {"batch": 8, "calls": 5}  ->  {"seconds": [..], "processor": [..]}    one more call comes first, uncounted
-    {"memory": true}          ->  {"peak_bytes": n}
+it prints    {"ready": true, "open_seconds": s, "version": "..."}, or {"error": "..."} and ends
+{"batch": 8, "calls": 5}  ->  {"seconds": [..], "processor": [..]}    one more call comes first, uncounted
+{"memory": true}          ->  {"peak_bytes": n}
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ ENGINES: dict[str, tuple[str, Callable[[Path, int, bool], tuple[Run, str]]]] = {
 
 def _torch(bundle: Path, threads: int, *, channels_last: bool = False, compiled: str = "") -> Run:
     import torch
-
     from through_torch import network
 
     torch.set_num_threads(threads)

@@ -56,7 +56,7 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Growth:
-    """``whole``, ``start``, ``end``: exponents of all points, of the first half and of the last (at least three).
+    """``whole``, ``start``, ``end``: exponents of all points, of the first third and of the last (at least three).
     ``verdict``: one of the texts of :func:`growth`; ``bends``: whether it is the first of them."""
 
     whole: float
@@ -70,16 +70,22 @@ class Growth:
         return self.verdict == BENDS
 
 
-BENDS, STEEP, FINE, TOO_FEW = "bends upward", "steeper than expected throughout", "does not bend upward", "too few points"
+BENDS, STEEP, FINE, TOO_FEW = (
+    "bends upward",
+    "steeper than expected throughout",
+    "does not bend upward",
+    "too few points",
+)
 
 
 def growth(x: Sequence[float], y: Sequence[float], *, expected: float) -> Growth:
     """How a cost y grows with x, where x^``expected`` is what the work itself asks for.
 
-    The rule: a curve *bends upward* if the exponent of its last half exceeds both ``expected`` and the exponent of its
-    first half by more than the tolerance, :data:`TOLERANCE` times ``expected`` (at least 1). A fixed cost that a
+    The rule: a curve *bends upward* if the exponent of its last third exceeds both ``expected`` and the exponent of
+    its first third by more than the tolerance, :data:`TOLERANCE` times ``expected`` (at least 1). A fixed cost that a
     growing one leaves behind (a + b x) turns upward on a log-log plot too, but never beyond ``expected``; so it does
-    not count. One that exceeds ``expected`` from the first point on is steep, and does not bend.
+    not count. One that exceeds ``expected`` from the first point on is steep, and does not bend. What is still small
+    beside the rest at the last point is not seen: measure far enough.
 
     Raises
     ------
@@ -91,8 +97,8 @@ def growth(x: Sequence[float], y: Sequence[float], *, expected: float) -> Growth
     whole = exponent(xs, ys)
     if len(points) < FEWEST:
         return Growth(whole, whole, whole, expected, TOO_FEW)
-    half = max(3, math.ceil(len(points) / 2))
-    start, end = exponent(xs[:half], ys[:half]), exponent(xs[-half:], ys[-half:])
+    third = max(3, math.ceil(len(points) / 3))
+    start, end = exponent(xs[:third], ys[:third]), exponent(xs[-third:], ys[-third:])
     tolerance = TOLERANCE * max(1.0, expected)
     steep = end > expected + tolerance
     verdict = FINE if not steep else BENDS if end > start + tolerance else STEEP

@@ -71,6 +71,7 @@ def write_dicom(path: Path, pixels: NDArray[np.uint8]) -> None:
     """An uncompressed DX image for presentation, 12 of 16 bits, of nobody."""
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
 
     dataset = Dataset()
     values = {
@@ -90,7 +91,7 @@ def write_dicom(path: Path, pixels: NDArray[np.uint8]) -> None:
     dataset.PixelData = (pixels.astype(np.uint16) << 4).tobytes()
     dataset["PixelData"].VR = "OW"
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.save_as(path, enforce_file_format=True)

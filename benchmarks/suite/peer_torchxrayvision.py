@@ -1,6 +1,6 @@
 """One film through torchxrayvision's DenseNet121, as a program of its own: python peer_torchxrayvision.py IMAGE
 
-As in its scripts/process_image.py, but with random weights: nothing is downloaded, and the time is that of trained ones.
+As in its scripts/process_image.py, with random weights: nothing is downloaded, and the time is that of trained ones.
 """
 
 from __future__ import annotations

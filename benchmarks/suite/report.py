@@ -113,14 +113,20 @@ def text(title: str, report: Report, machine: str, *, quick: bool) -> str:
     return "\n\n".join([*parts, *report.notes]) + "\n"
 
 
-CURVE_COLUMNS = ("curve", "points", "exponent", "first half", "last half", "expected", "verdict")
+CURVE_COLUMNS = ("curve", "points", "exponent", "first third", "last third", "expected", "verdict")
 
 
 def curve_row(curve: Curve) -> tuple[str | float | None, ...]:
     found = curve.growth
     points = f"{number(min(curve.x))} to {number(max(curve.x))}"
     exponents = (f"{value:.2f}" for value in (found.whole, found.start, found.end))
-    return (f"{curve.y_label} by {curve.x_label}: {curve.name}", points, *exponents, f"{found.expected:g}", found.verdict)
+    return (
+        f"{curve.y_label} by {curve.x_label}: {curve.name}",
+        points,
+        *exponents,
+        f"{found.expected:g}",
+        found.verdict,
+    )
 
 
 def goals_table(goals: Sequence[Goal]) -> str:

@@ -66,11 +66,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bundle", type=Path, action="append", default=[], metavar="DIR",
                         help="a bundle beside the one in the box; may be given again")  # fmt: skip
     parser.add_argument("--backbone", action="append", default=[], metavar="NAME",
-                        help="as --bundle, with a network that is made here: resnet50 (minutes; needs torch)")  # fmt: skip
+                        help="as --bundle, but made here, of random weights: resnet50 (needs torch)")  # fmt: skip
     parser.add_argument("--repeats", type=int, metavar="N", help=f"rounds that count (default: {REPEATS})")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--processor-time", action="store_true",
-                        help="within a process, count processor time: for a busy machine, with --threads 1")  # fmt: skip
+                        help="in a process, count processor time: for a busy machine, with --threads 1")  # fmt: skip
     parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)

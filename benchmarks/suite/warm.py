@@ -55,8 +55,8 @@ class Bare:
 
     def lungs(self, pixels: NDArray[np.uint8]) -> None:
         if self._lungs is not None:
-            square = zscore(cv2.resize(pixels, (LUNG_SIZE, LUNG_SIZE), interpolation=cv2.INTER_AREA))
-            self._lungs.setInput(square[np.newaxis, np.newaxis])
+            square = np.asarray(cv2.resize(pixels, (LUNG_SIZE, LUNG_SIZE), interpolation=cv2.INTER_AREA), np.uint8)
+            self._lungs.setInput(zscore(square)[np.newaxis, np.newaxis])
             self._lungs.forward()
 
     def resize(self, pixels: NDArray[np.uint8], region: Region) -> NDArray[np.uint8]:
@@ -141,7 +141,7 @@ def one(
     laps: list[dict[str, float]] = []
 
     def predict() -> None:
-        laps.append(pipeline.predict(film, with_heat=False).prediction.timings_ms)
+        laps.append(dict(pipeline.predict(film, with_heat=False).prediction.timings_ms))
 
     status = pipeline.predict(film, with_heat=False).prediction.status
     calls: dict[str, Callable[[], object]] = {"magsd": predict}
@@ -166,6 +166,6 @@ def one(
         "times": (times.median, times.high),
         "data": {
             "status": status, "ratio": times.to_dict(), "decoder": library, "magsd_steps_ms": by_step,
-            "ms": {call: spread([1e3 * value for value in timing.seconds]).to_dict() for call, timing in timings.items()},
+            "ms": {call: spread([1e3 * value for value in found.seconds]).to_dict() for call, found in timings.items()},
         },
     }  # fmt: skip
