@@ -13,6 +13,8 @@ from magsd_runtime.files import sha256_file
 
 from .rows import Row
 
+_FEW = 5  # patients, below which a source is not one of its own
+_TELLING = 0.1  # balanced accuracy above guessing that is worth a warning
 _ANY = ("pneumonia", "viral_pneumonia", "bacterial_pneumonia")
 
 TABLE_1: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
@@ -74,29 +76,50 @@ class Composed:
 
     def _by_source(self) -> list[str]:
         """Whether the class can be told from where a film is from."""
-        from ..confounds import source_confound
-        from ..data import Record
-
         sources = defaultdict(set)
         for row in self.rows:
             sources[row.label].add(row.source)
         seen = [source for each in sources.values() for source in each]
-        no_score = "no score on this data set shows that a network sees a disease (docs/shortcuts.md)"
         if len(sources) > 1 and len(seen) == len(set(seen)):
-            return [f"the source of a film gives its class away: {no_score}"]
-        records = [Record(row.path, row.label, row.patient, row.source) for row in self.rows]
-        confound = source_confound(records)
-        if confound is None or not confound["suspicious"]:
+            return ["the source of a film gives its class away: no score on this data set shows that a network sees a "
+                    "disease (docs/shortcuts.md)"]  # fmt: skip
+        told = {label: accuracy for label, accuracy in told_by_source(self.rows).items() if accuracy >= 0.5 + _TELLING}
+        if not told:
             return []
-        right, chance = confound["sensitivity"], confound["chance"]
-        return [f"the source alone tells the class with a balanced accuracy of {right:.2f} (guessing: {chance:.2f}); "
-                "a network that does no better has learned nothing of a disease (docs/shortcuts.md)"]  # fmt: skip
+        figures = ", ".join(f"{label} {accuracy:.2f}" for label, accuracy in told.items())
+        return [f"the source alone tells a class from the others, with a balanced accuracy of: {figures} (guessing: "
+                "0.50); a network that does no better need not see a disease (docs/shortcuts.md)"]  # fmt: skip
 
     def _labels_of_patients(self) -> dict[str, set[str]]:
         labels: dict[str, set[str]] = defaultdict(set)
         for row in self.rows:
             labels[row.patient].add(row.label)
         return labels
+
+
+def told_by_source(rows: Sequence[Row]) -> dict[str, float]:
+    """By class: the balanced accuracy of telling it from the others by the source alone, 0.5 to 1.
+
+    The best rule there is on these films: a source stands for the class if it has a larger part of the class's films
+    than of the others'. Sources of fewer than ``_FEW`` patients count as one, since a rule that knows patients is none
+    about sources. (``magsd evaluate`` asks for all classes at once; where two others are equally common that tells
+    less than this about the third.)
+    """
+    patients = {
+        source: len({row.patient for row in rows if row.source == source}) for source in {r.source for r in rows}
+    }
+    seen = Counter((row.source if patients[row.source] >= _FEW else "", row.label) for row in rows)
+    total = Counter(row.label for row in rows)
+    told = {}
+    for label in sorted(total):
+        others = sum(total.values()) - total[label]
+        if not others:
+            continue
+        of_source: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for (source, its_label), count in seen.items():
+            of_source[source][its_label != label] += count
+        told[label] = sum(max(mine / total[label], rest / others) for mine, rest in of_source.values()) / 2
+    return told
 
 
 def compose(
