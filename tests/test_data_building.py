@@ -1,4 +1,4 @@
-"""`magsd data` on collections in the details of their published form, and what `compose` makes of the same person twice.
+"""`magsd data` on collections in the details of their published form; `compose` where one person is there twice.
 
 Names of columns, tags and files are those of the published tables and of programs that read them (docs/datasets.md).
 """
@@ -65,7 +65,8 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, *command: str) -
 def test_figure1_is_no_utf_8_and_names_few_views(tmp_path: Path) -> None:
     folder = tmp_path / "figure1"
     text = (
-        "patientid,offset,sex,age,finding,survival,temperature,pO2 saturation,view,modality,artifacts/distortion,notes\n"
+        "patientid,offset,sex,age,finding,survival,temperature,pO2 saturation,view,modality,"
+        "artifacts/distortion,notes\n"
         "COVID-00001,13,M,33,COVID-19,,,58,AP erect,X-ray,,one\n"
         "COVID-00007,,,73,,,38+,,,X-ray,,fever 38\u00b0\n"
         "COVID-00028,,,,No finding,,,,,X-ray,,\n"
@@ -454,8 +455,9 @@ def test_the_same_film_makes_two_patients_one(tmp_path: Path) -> None:
     copy_of_a, copy_of_b = tmp_path / "copy-a.png", tmp_path / "copy-b.png"
     shutil.copy(a.path, copy_of_a)
     shutil.copy(b.path, copy_of_b)
-    rows = [a, b, c, d, Row(copy_of_a, "covid19", "figure1:x", "figure1"),
-            Row(copy_of_b, "covid19", "actualmed:y", "actualmed"), *films(tmp_path, "nih", "pneumonia", 3, 50)]  # fmt: skip
+    rows = [a, b, c, d, *films(tmp_path, "nih", "pneumonia", 3, 50)]
+    rows.append(Row(copy_of_a, "covid19", "figure1:x", "figure1"))
+    rows.append(Row(copy_of_b, "covid19", "actualmed:y", "actualmed"))
     made = compose("A", rows)
     assert made.same == 2
     assert made.joined == 2
@@ -570,7 +572,7 @@ def test_only_the_papers_sources(tmp_path: Path) -> None:
     assert compose("A", rows).counts() == {"covid19": 6, "pneumonia": 6}
     with pytest.raises(DataError, match="the paper names no source"):
         compose("C", rows, paper_sources=True)
-    with pytest.raises(DataError, match="no.* image of healthy from v7-cohen or v7-kermany or nih"):
+    with pytest.raises(DataError, match=r"none .* has an image of healthy from v7-cohen or v7-kermany or nih"):
         compose("B", [*films(tmp_path, "v7-cohen", "covid19", 2, 80), *rows], paper_sources=True)
 
 

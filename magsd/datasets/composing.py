@@ -105,10 +105,10 @@ def told_by_source(rows: Sequence[Row]) -> dict[str, float]:
     about sources. (``magsd evaluate`` asks for all classes at once; where two others are equally common that tells
     less than this about the third.)
     """
-    patients = {
-        source: len({row.patient for row in rows if row.source == source}) for source in {r.source for r in rows}
-    }
-    seen = Counter((row.source if patients[row.source] >= _FEW else "", row.label) for row in rows)
+    patients: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        patients[row.source].add(row.patient)
+    seen = Counter((row.source if len(patients[row.source]) >= _FEW else "", row.label) for row in rows)
     total = Counter(row.label for row in rows)
     told = {}
     for label in sorted(total):
