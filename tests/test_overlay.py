@@ -311,6 +311,20 @@ def test_wrapped_lines_fit_and_lose_nothing(text: str, room: int, size: int, lin
         assert "".join(wrapped).replace(" ", "") == text.replace(" ", "")
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    text=st.text(alphabet="abfgjyAW_.,%<>0189 ", min_size=1, max_size=14),
+    size=st.sampled_from([14, 16, 17, 22, 32]),
+    anchor=st.sampled_from(["la", "ra", "lm", "mm"]),
+    x=st.sampled_from([150.0, 150.5]),
+)
+def test_what_is_rendered_once_looks_as_if_it_were_drawn_each_time(text: str, size: int, anchor: str, x: float) -> None:
+    pictures = [Image.new("RGB", (500, 90), (18, 20, 24)) for _ in range(2)]
+    ImageDraw.Draw(pictures[0]).text((x, 40), text, (1, 200, 90), overlay._font(size), anchor=anchor)
+    overlay._write(ImageDraw.Draw(pictures[1]), x, 40, text, (1, 200, 90), size, anchor)
+    np.testing.assert_array_equal(*map(np.asarray, pictures))
+
+
 # ---------------------------------------------------------------- the file
 
 

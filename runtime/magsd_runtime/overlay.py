@@ -186,10 +186,11 @@ def _tag(number: int) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class _Row:
-    """A strip of the panel: its height, and how to draw it at a given top."""
+    """A strip of the panel: its height, how to draw it at a given top, and a picture that lies under that."""
 
     height: int
     draw: Callable[[Any, int], None]
+    picture: Any = None
 
 
 def _draw_panel(
@@ -207,11 +208,9 @@ def _draw_panel(
     image = Image.new("RGB", (PANEL_WIDTH, height), _BACKGROUND)
     draw = ImageDraw.Draw(image)
     y = MARGIN
-    for row in result:
-        row.draw(draw, y)
-        y += row.height
-    y += height - needed
-    for row in origin:
+    for row in [*result, _space(height - needed), *origin]:
+        if row.picture is not None:
+            image.paste(row.picture, (MARGIN, y))
         row.draw(draw, y)
         y += row.height
     return np.asarray(image)
@@ -224,7 +223,7 @@ def _status_rows(prediction: Prediction) -> list[_Row]:
 
     def draw_chip(draw: Any, y: int) -> None:
         draw.rounded_rectangle((MARGIN, y, PANEL_WIDTH - MARGIN, y + 38), 5, fill=colour)
-        draw.text((PANEL_WIDTH / 2, y + 19), title, (0, 0, 0), _font(22), anchor="mm")
+        _write(draw, PANEL_WIDTH / 2, y + 19, title, (0, 0, 0), 22, "mm")
 
     rows = [_Row(50, draw_chip), *_text_rows(sentence, 16, colour, 3)]
     for reason in prediction.reasons:
@@ -251,9 +250,9 @@ def _probability_row(name: str, probability: float, is_label: bool) -> _Row:
     def draw_bar(draw: Any, y: int) -> None:
         colour = _TEXT if is_label else _MUTED
         percent = _percent(probability)
-        room = right - left - _font(17).getlength(percent) - 16
-        draw.text((left, y), _shorten(_drawable(name), 17, room), colour, _font(17))
-        draw.text((right, y), percent, colour, _font(17), anchor="ra")
+        room = right - left - _length(percent, 17) - 16
+        _write(draw, left, y, _shorten(_drawable(name), 17, room), colour, 17)
+        _write(draw, right, y, percent, colour, 17, "ra")
         draw.rectangle((left, y + 24, right, y + 30), fill=_TRACK)
         if probability > 0:
             end = left + max(1, round((right - left) * min(probability, 1.0)))
@@ -270,9 +269,9 @@ def _region_rows(prediction: Prediction) -> list[_Row]:
         def draw_region(draw: Any, y: int, number: int = number, finding: Finding = finding) -> None:
             tag = _tag(number)
             draw.rectangle((MARGIN, y, MARGIN + tag.shape[1] - 1, y + 21), fill=_BOX)
-            draw.text((MARGIN + tag.shape[1] / 2, y + 11), str(number), (0, 0, 0), _font(16), anchor="mm")
+            _write(draw, MARGIN + tag.shape[1] / 2, y + 11, str(number), (0, 0, 0), 16, "mm")
             text = f"{100 * finding.area_fraction:.1f} % of the image, peak {finding.score:.2f}"
-            draw.text((MARGIN + tag.shape[1] + 12, y + 11), text, _TEXT, _font(16), anchor="lm")
+            _write(draw, MARGIN + tag.shape[1] + 12, y + 11, text, _TEXT, 16, "lm")
 
         rows.append(_Row(28, draw_region))
     if len(findings) > MAX_REGIONS:
@@ -283,24 +282,22 @@ def _region_rows(prediction: Prediction) -> list[_Row]:
 
 
 def _legend_rows() -> list[_Row]:
-    bar_width = PANEL_WIDTH - 2 * MARGIN
+    def name_ends(draw: Any, y: int) -> None:
+        _write(draw, MARGIN, y + 21, "less attention", _TEXT, 15)
+        _write(draw, PANEL_WIDTH - MARGIN, y + 21, "more attention", _TEXT, 15, "ra")
 
-    def draw_bar(draw: Any, y: int) -> None:
-        for x, colour in enumerate(_legend_colours(bar_width), MARGIN):
-            draw.line((x, y, x, y + 15), colour)
-        draw.text((MARGIN, y + 21), "less attention", _TEXT, _font(15))
-        draw.text((PANEL_WIDTH - MARGIN, y + 21), "more attention", _TEXT, _font(15), anchor="ra")
-
-    return [_Row(48, draw_bar), *_text_rows(NOT_FINDINGS, 15, _TEXT, 4), _space(14)]
+    bar = _legend_bar(PANEL_WIDTH - 2 * MARGIN, 16)
+    return [_Row(48, name_ends, bar), *_text_rows(NOT_FINDINGS, 15, _TEXT, 4), _space(14)]
 
 
 @lru_cache(maxsize=1)
-def _legend_colours(width: int) -> list[_Colour]:
-    """As the heat looks over film of a middle grey, so that it can be compared with the picture."""
-    grey = np.full((1, width), 110, np.uint8)
+def _legend_bar(width: int, height: int) -> Any:
+    """The heat's colours over film of a middle grey, so that they can be compared with the picture: Pillow's "RGB"."""
+    from PIL import Image
+
     colours = np.empty((1, width, 3), np.uint8)
-    _colour_film(grey, np.linspace(0, 1, width, dtype=np.float32)[None], colours)
-    return [(red, green, blue) for red, green, blue in colours[0].tolist()]
+    _colour_film(np.full((1, width), 110, np.uint8), np.linspace(0, 1, width, dtype=np.float32)[None], colours)
+    return Image.fromarray(np.repeat(colours, height, axis=0))
 
 
 def _origin_rows(radiograph: Radiograph, prediction: Prediction) -> list[_Row]:
@@ -342,20 +339,29 @@ def _text_rows(text: str, size: int, colour: _Colour, max_lines: int) -> list[_R
     """``text`` broken into at most ``max_lines`` lines of the panel's width; the rest is an ellipsis."""
 
     def row(line: str) -> _Row:
-        return _Row(round(size * 1.35), lambda draw, y: draw.bitmap((MARGIN, y), _written(line, size), colour))
+        return _Row(round(size * 1.35), lambda draw, y: _write(draw, MARGIN, y, line, colour, size))
 
     return [row(line) for line in _wrap(_drawable(text), size, PANEL_WIDTH - 2 * MARGIN, max_lines)]
 
 
+def _write(draw: Any, x: float, y: int, text: str, colour: _Colour, size: int, anchor: str = "la") -> None:
+    """As ``draw.text`` does it, to the pixel, but each text is rendered once: most are on every film."""
+    left = math.floor(x)
+    ink, offset_x, offset_y = _written(text, size, anchor, x - left)
+    draw.bitmap((left + offset_x, y + offset_y), ink, colour)
+
+
 @lru_cache(maxsize=512)
-def _written(line: str, size: int) -> Any:
-    """The line's ink, Pillow's "L". Most lines are on every film, and rendering them is most of the drawing."""
+def _written(text: str, size: int, anchor: str, part: float) -> tuple[Any, int, int]:
+    """The ink of ``text`` at ``part`` of a pixel from the left, Pillow's "L", and where its corner lies."""
     from PIL import Image, ImageDraw
 
-    _, _, right, bottom = _font(size).getbbox(line)
-    image = Image.new("L", (max(1, math.ceil(right)), max(1, math.ceil(bottom))))
-    ImageDraw.Draw(image).text((0, 0), line, 255, _font(size))
-    return image
+    font = _font(size)
+    left, top, right, bottom = font.getbbox(text, anchor=anchor)
+    left, top = math.floor(left) - 1, math.floor(top) - 1
+    image = Image.new("L", (math.ceil(right) + 2 - left, math.ceil(bottom) + 2 - top))
+    ImageDraw.Draw(image).text((part - left, -top), text, 255, font, anchor=anchor)
+    return image, left, top
 
 
 @lru_cache(maxsize=4096)
@@ -404,6 +410,7 @@ def _fitting(text: str, size: int, room: float) -> int:
     return low
 
 
+@lru_cache(maxsize=512)
 def _drawable(text: str) -> str:
     """``text`` in the letters of the built-in font, on one line."""
     decomposed = unicodedata.normalize("NFKD", " ".join(text.split()).replace("ß", "ss"))
