@@ -14,6 +14,7 @@ from .report import Bars, Curve, number
 WIDTH, LEFT, RIGHT, BAR = 820, 290, 120, 18
 PANEL, PANEL_WIDTH, PANEL_LEFT, COLUMNS = 250, 410, 62, 2
 GRID = "#e3e7eb"
+_STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(step / 10 for step in range(10, 100)))
 
 
 def bars(title: str, subtitle: str, groups: Sequence[Bars]) -> str:
@@ -100,10 +101,12 @@ class _Axis:
         room = max(0.08 * (high - low), 0.15)
         self._low, self._high, self._start, self._end = low - room, high + room, start, end
         self.low, self.high = 10**self._low, 10**self._high
-        wide = self._high - self._low > 2.5
         decades = range(math.floor(self._low), math.ceil(self._high) + 1)
-        found = [10.0**decade * step for decade in decades for step in ((1,) if wide else (1, 2, 5))]
-        self.ticks = [tick for tick in found if self.low <= tick <= self.high]
+        for steps in _STEPS:  # the fewest round values that are enough to read it by
+            found = [10.0**decade * step for decade in decades for step in steps]
+            self.ticks = [tick for tick in found if self.low <= tick <= self.high]
+            if len(self.ticks) >= 3:
+                break
 
     def __call__(self, value: float) -> float:
         share = (math.log10(value) - self._low) / (self._high - self._low)
