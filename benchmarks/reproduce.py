@@ -3,6 +3,7 @@
     python benchmarks/reproduce.py run     configs/plans/quick.yaml --out RUNS [--minutes 30] [--dry-run]
     python benchmarks/reproduce.py tables  configs/plans/quick.yaml --out RUNS [--markdown F] [--latex F] [--json F]
     python benchmarks/reproduce.py figures configs/plans/quick.yaml --out RUNS --to DIR
+    python benchmarks/reproduce.py localization configs/plans/quick.yaml --out RUNS [--markdown F] [--json F]
     python benchmarks/reproduce.py merge   configs/plans/quick.yaml --out RUNS OTHER_RUNS...
 
 `run` may be stopped at any time and goes on where it was; several may work in one folder. docs/reproduce.md.
@@ -29,9 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plan = read_plan(arguments.plan)
         cells = expand(plan, read_data(plan, arguments.data_root))
-        return {"run": _run, "tables": _tables, "figures": _figures, "merge": _merge}[arguments.verb](
-            arguments, plan, cells
-        )
+        verbs = {
+            "run": _run, "tables": _tables, "figures": _figures, "localization": _localization, "merge": _merge
+        }  # fmt: skip
+        return verbs[arguments.verb](arguments, plan, cells)
     except MagsdError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         return error.exit_code
@@ -125,8 +127,29 @@ def _tables(arguments: argparse.Namespace, plan: Plan, cells: list[Cell]) -> int
 def _figures(arguments: argparse.Namespace, plan: Plan, cells: list[Cell]) -> int:
     from reproduction.drawing import draw
 
-    for path in draw(plan, cells, arguments.out, arguments.to, arguments.data_root, _say):
+    for path in draw(
+        plan, cells, arguments.out, arguments.to, arguments.data_root, _say,
+        also=arguments.also, device=arguments.device,
+    ):  # fmt: skip
         print(path)
+    return 0
+
+
+def _localization(arguments: argparse.Namespace, plan: Plan, cells: list[Cell]) -> int:
+    from magsd_runtime.files import write_json, write_text
+    from reproduction.localizing import compare, to_markdown
+    from reproduction.output import placed
+
+    report, _ = compare(
+        plan, cells, arguments.out, arguments.data_root, _say, also=arguments.also, device=arguments.device
+    )
+    text, markdown = to_markdown(report), arguments.markdown
+    if markdown is not None:
+        old = markdown.read_text(encoding="utf-8") if markdown.is_file() else None
+        write_text(markdown, text if old is None else placed(old, plan.name, text, markdown, "localization"))
+    if arguments.json is not None:
+        write_json(arguments.json, report)
+    print(text, end="")
     return 0
 
 
@@ -144,11 +167,12 @@ def _say(text: str) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|tables|figures|merge")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="run|tables|figures|localization|merge")
     texts = {
         "run": "train and evaluate what is not done",
         "tables": "the paper's tables with what is done",
         "figures": "the paper's Figures 6, 7 and 8 with what is done",
+        "localization": "where the kept models look, on the plan's films with boxes or masks",
         "merge": "take over finished cells of other folders",
     }
     made = {name: verbs.add_parser(name, help=text, description=text) for name, text in texts.items()}
@@ -167,6 +191,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("markdown", "latex", "json"):
         text = "; between <!-- tables: NAME --> and <!-- end --> where the file has them" if name == "markdown" else ""
         made["tables"].add_argument(f"--{name}", type=Path, metavar="FILE", help=f"write the tables there{text}")
+    for name in ("figures", "localization"):
+        made[name].add_argument("--also", action="append", default=[], metavar="NAME=FOLDER",
+                                help="a further run or bundle to compare; may be given several times")  # fmt: skip
+        made[name].add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    for name in ("markdown", "json"):
+        where = "; between <!-- localization: NAME --> and <!-- end --> where the file has them"
+        made["localization"].add_argument(
+            f"--{name}", type=Path, metavar="FILE", help=f"write it there{where if name == 'markdown' else ''}"
+        )
     made["figures"].add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     made["merge"].add_argument("sources", type=Path, nargs="+", metavar="OTHER_RUNS")
     return parser.parse_args(argv)

@@ -5,6 +5,7 @@ matplotlib's object interface is used: no window system and no global state.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
     columns = min(4, len(items))
     rows = -(-len(items) // columns)
     side_by_side = columns > 2
-    figure = new_figure(2.75 * columns, 5.95 * rows + (0.45 if side_by_side else 0.9))
+    figure = new_figure(2.75 * columns, 5.95 * rows + (0.7 if side_by_side else 1.15))
     grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
@@ -182,7 +183,7 @@ def localization_figure(path: Path, items: Sequence[PanelItem]) -> None:
         lower.set_title(f"IoU {item.iou:.2f}   (threshold {item.threshold:.2f}{least})", fontsize=9, color=INK)
     handles = _panel_handles(any(item.mask is not None for item in items), any(item.minimum_score for item in items))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=3 if side_by_side else 1, frameon=False, fontsize=9
+        handles=handles, loc="outside upper center", ncols=3 if side_by_side else 1, frameon=False, fontsize=9
     )
     save_figure(figure, path, PANEL_DPI)
 
@@ -215,7 +216,7 @@ def localization_curves_figure(
     right.set_ylabel("share of images with this IoU or more")
     for axes in (left, right):
         axes.grid(color="#e4e8ec", linewidth=0.8)
-    figure.legend(loc="outside upper center", ncols=len(maps) + len(baselines), frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
@@ -310,7 +311,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path, dpi: int = DPI, caption: str = "") -> None:
     """Write it as ``path`` with the line that no picture goes without, after ``caption``."""
-    figure.supxlabel("\n".join(filter(None, (caption, RESEARCH_USE))), fontsize=8, color=FAINT)
+    width = int(15 * figure.get_figwidth())  # characters of this size that fit
+    lines = [line for part in caption.splitlines() for line in textwrap.wrap(part, width)]
+    figure.supxlabel("\n".join([*lines, RESEARCH_USE]), fontsize=8, color=FAINT)
     for axes in figure.axes:
         axes.tick_params(colors=INK, labelsize=9)
         for label in (axes.xaxis.label, axes.yaxis.label):

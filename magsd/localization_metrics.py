@@ -169,10 +169,14 @@ def fitted_box_scores(case: Case, thresholds: NDArray[np.float64] = THRESHOLDS) 
 
     At threshold t the box has 1 - t of each side. The harder baseline: it, too, has seen other boxes.
     """
-    truth = case.truth
+    return score_heat(fitted_heat(case.truth), case.truth, thresholds)
+
+
+def fitted_heat(truth: Truth) -> NDArray[np.float32]:
+    """Heat of :func:`fitted_box_scores`: 1 at the centre, 0 at the edges, (H, W)."""
     x = np.abs((np.arange(truth.width) + 0.5) / truth.width * 2 - 1)
     y = np.abs((np.arange(truth.height) + 0.5) / truth.height * 2 - 1)
-    return score_heat((1 - np.maximum(x[np.newaxis], y[:, np.newaxis])).astype(np.float32), truth, thresholds)
+    return (1 - np.maximum(x[np.newaxis], y[:, np.newaxis])).astype(np.float32)
 
 
 def random_heat(case: Case, spec: PreprocessingSpec, seed: Sequence[int]) -> NDArray[np.float32]:

@@ -334,8 +334,8 @@ def test_masks_of_every_usual_kind_are_the_same_pixels(tmp_path: Path, kind: str
     from PIL import Image
 
     expected = np.zeros((80, 100), np.bool_)
-    expected[16:40, 24:64] = True
-    expected[40:56, 24:40] = True
+    expected[19:42, 27:66] = True  # beside the edges of JPEG's blocks
+    expected[42:57, 27:44] = True
     film, file = tmp_path / "film.png", tmp_path / ("mask.jpg" if kind == "jpeg" else "mask.png")
     cv2.imwrite(str(film), np.random.default_rng(0).integers(0, 255, (80, 100)).astype(np.uint8))
     eight = np.where(expected, 255, 0).astype(np.uint8)
@@ -350,7 +350,7 @@ def test_masks_of_every_usual_kind_are_the_same_pixels(tmp_path: Path, kind: str
             cv2.imwrite(str(file), np.stack([eight * 0, eight * 0, eight], axis=2))
         case "labels":
             labelled = expected.astype(np.uint8)
-            labelled[40:56] *= 2
+            labelled[42:57] *= 2
             cv2.imwrite(str(file), labelled)
         case "jpeg":
             cv2.imwrite(str(file), eight, [cv2.IMWRITE_JPEG_QUALITY, 60])

@@ -21,7 +21,7 @@ from magsd.cli import main as magsd
 from magsd.config import read_config
 from magsd.data import read_manifest
 from magsd_runtime.errors import DataError, UsageError
-from reproduction import drawing, estimate, running
+from reproduction import estimate, running
 from reproduction.cells import Cell, collect, expand, held, read_data, read_result, unique, write_result
 from reproduction.merging import merge
 from reproduction.plan import parse_plan
@@ -330,7 +330,6 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1.0
 
     monkeypatch.setattr(running, "_child", child)
-    monkeypatch.setattr(drawing, "magsd", lambda *arguments: magsd([str(each) for each in arguments]))
     monkeypatch.setattr(estimate, "_ask", step_costs.answer)
 
 

@@ -57,19 +57,19 @@ def write_tables(
     return text
 
 
-def placed(old: str, name: str, text: str, path: Path) -> str:
-    """``old`` with ``text`` between ``<!-- tables: NAME -->`` and ``<!-- end -->``.
+def placed(old: str, name: str, text: str, path: Path, what: str = "tables") -> str:
+    """``old`` with ``text`` between ``<!-- tables: NAME -->`` (or another ``what``) and ``<!-- end -->``.
 
     Raises
     ------
     UsageError
         If ``old`` has no such place.
     """
-    begin = f"<!-- tables: {name} -->"
+    begin = f"<!-- {what}: {name} -->"
     before, found, rest = old.partition(begin)
     _, ended, after = rest.partition(END)
     if not found or not ended:
-        raise UsageError(f"{path} exists and has no place for the tables: expected lines '{begin}' and '{END}'")
+        raise UsageError(f"{path} exists and has no place for the {what}: expected lines '{begin}' and '{END}'")
     return f"{before}{begin}\n{text}{END}{after}"
 
 

@@ -73,6 +73,11 @@ TABLES = (
 )  # fmt: skip
 
 
+def title_of(variant: str) -> str:
+    """The name that Table 3 prints; an ablation's own, since its text ("7*7") says too little by itself."""
+    return next((row.text for row in TABLES[0].rows if row.variant == variant), variant)
+
+
 def config_of(variant: str, common: Mapping[str, Any], own: Mapping[str, Any]) -> TrainingConfig:
     """The settings of one variant: ``common`` of all, what the variant changes, then ``own``, which wins.
 
