@@ -205,6 +205,17 @@ def test_two_sizes_of_one_collection_in_one_folder_are_refused(
     assert len(facts(build(tmp_path, "nih", folder), "path")) == 1
 
 
+def test_images_in_linked_folders_are_found_once(tmp_path: Path) -> None:
+    folder = nih_tree(tmp_path / "nih", {"00000007_000.png": "Pneumonia", "00000008_000.png": "No Finding"})
+    (tmp_path / "large_disk").mkdir()
+    (folder / "images" / "00000008_000.png").rename(tmp_path / "large_disk" / "00000008_000.png")
+    (folder / "images_002").symlink_to(tmp_path / "large_disk", target_is_directory=True)
+    (folder / "images_002" / "round").symlink_to(folder, target_is_directory=True)
+    assert facts(build(tmp_path, "nih", folder), "path") == [
+        ("../large_disk/00000008_000.png",), ("../nih/images/00000007_000.png",),
+    ]  # fmt: skip
+
+
 def test_boxes_of_real_films_are_scaled_as_they_were_by_hand(cxr: Path, tmp_path: Path) -> None:
     """localization.csv has the published box and the one in the stored file, made without this code."""
     with open(cxr / "localization.csv", newline="") as file:

@@ -113,11 +113,15 @@ def list_images(folder: Path, *, but: Collection[str] = ()) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.suffix.lower() in IMAGES and not any(part[0] == "." or part.lower() in but for part in parts):
-            found.append(path)
+    found, entered = [], set[str]()
+    # linked folders too, as large collections are often put elsewhere; each once
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in entered else [n for n in folders if n[0] != "." and n.lower() not in but]
+        if real not in entered:
+            found += [Path(place, name) for name in names if name[0] != "." and Path(name).suffix.lower() in IMAGES]
+        entered.add(real)
+    found.sort()
     if not found:
         raise DataError(f"{folder}: holds no PNG, JPEG, TIFF or DICOM image")
     return found
