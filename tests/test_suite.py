@@ -133,9 +133,9 @@ def test_a_quick_run_judges_no_goal() -> None:
     assert quick["goals"] == []
     json.dumps(whole, allow_nan=False)
     said, quickly = (text("title", a_report(), "cores 2", quick=quick) for quick in (False, True))
-    assert "| g    | 1.6 x   | 1.70 x   | no  |" in said
+    assert "| g    | 1.6 x   | 1.7 x    | no  |" in said
     assert "No figure here means anything" in quickly
-    assert "1.70 x" not in quickly
+    assert "1.7 x" not in quickly
     for found in (said, quickly):
         assert "Not measured: peer: not installed" in found
         assert found.endswith("note\n")

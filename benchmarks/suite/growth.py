@@ -1,7 +1,7 @@
 """How time and memory grow, each curve with its exponent and whether it bends upward (:func:`figures.growth`).
 
-Every point of a curve has its turn in every round. Processes count wall time, or with --processor-time that of the
-processor; memory is the peak of a process of its own.
+Every point of a curve has its turn in every round. Time is wall time, or with --processor-time that of the processor;
+of programs with one thread, folds and scores, it is always the processor's. Memory is the peak of a process of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from magsd_runtime.benchmarking.measuring import Worker
 from magsd_runtime.pipeline import Pipeline
@@ -132,7 +131,7 @@ def by_folds(context: Context) -> list[Curve]:
     jobs = {count: Job(program("rows_worker.py", "folds", rows, count)) for count in counts}
     runs = whole(jobs, context)
     name = f"folds and their splits, {rows:,} rows"
-    return [curve(name, "folds", "s", inner(runs, context), 1), curve(name, "folds", "peak MB", peak(runs), 0)]
+    return [curve(name, "folds", "processor s", inner(runs), 1), curve(name, "folds", "peak MB", peak(runs), 0)]
 
 
 def by_rows(context: Context) -> list[Curve]:
@@ -140,7 +139,7 @@ def by_rows(context: Context) -> list[Curve]:
     jobs = {count: Job(program("rows_worker.py", "folds", count, 5)) for count in counts}
     runs = whole(jobs, context)
     name = "5 folds and their splits"
-    return [curve(name, "rows", "s", inner(runs, context), 1), curve(name, "rows", "peak MB", peak(runs), 1)]
+    return [curve(name, "rows", "processor s", inner(runs), 1), curve(name, "rows", "peak MB", peak(runs), 1)]
 
 
 def by_scored(context: Context) -> list[Curve]:
@@ -148,7 +147,7 @@ def by_scored(context: Context) -> list[Curve]:
     jobs = {count: Job(program("rows_worker.py", "scores", count, 5)) for count in counts}
     runs = whole(jobs, context)
     name = "scores of predictions, 5 folds, 200 resamples"
-    return [curve(name, "rows", "s", inner(runs, context), 1), curve(name, "rows", "peak MB", peak(runs), 1)]
+    return [curve(name, "rows", "processor s", inner(runs), 1), curve(name, "rows", "peak MB", peak(runs), 1)]
 
 
 def few(context: Context) -> int:
@@ -168,13 +167,11 @@ def seconds(runs: Mapping[int, Sequence[Finished]], context: Context) -> dict[in
     }
 
 
-def inner(runs: Mapping[int, Sequence[Finished]], context: Context) -> dict[int, list[float]]:
-    """What the program measured within itself."""
-    kind = "processor" if context.processor_time else "seconds"
-    said: dict[int, list[dict[str, Any]]] = {
-        count: [json.loads(one.output.splitlines()[-1]) for one in found] for count, found in runs.items()
+def inner(runs: Mapping[int, Sequence[Finished]]) -> dict[int, list[float]]:
+    """Processor seconds that a program of one thread measured within itself."""
+    return {
+        count: [json.loads(one.output.splitlines()[-1])["processor"] for one in found] for count, found in runs.items()
     }
-    return {count: [facts[kind] for facts in found] for count, found in said.items()}
 
 
 def peak(runs: Mapping[int, Sequence[Finished]]) -> dict[int, list[float]]:

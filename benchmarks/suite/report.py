@@ -131,10 +131,13 @@ def curve_row(curve: Curve) -> tuple[str | float | None, ...]:
 
 def goals_table(goals: Sequence[Goal]) -> str:
     rows = [
-        (goal.name, f"{number(goal.limit)} {goal.unit}", f"{goal.measured:.2f} {goal.unit}"
-         if goal.unit in ("x", "s") else f"{number(goal.measured)} {goal.unit}", "yes" if goal.met else "no")
+        (
+            goal.name,
+            *(f"{number(value)} {goal.unit}" for value in (goal.limit, goal.measured)),
+            "yes" if goal.met else "no",
+        )
         for goal in goals
-    ]  # fmt: skip
+    ]
     return markdown(("goal", "at most", "measured", "met"), rows)
 
 
