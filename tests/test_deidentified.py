@@ -22,7 +22,7 @@ import dicom_film
 import tiny_bundle
 from identified_film import ANNA, BERT, CHARSETS, Person, film, save, traces, traces_in_folder
 from magsd.cli import main
-from magsd_runtime.naming import output_names
+from magsd_runtime.naming import OutputNames
 from magsd_runtime.pipeline import Pipeline
 
 pydicom = pytest.importorskip("pydicom")
@@ -260,7 +260,7 @@ def test_a_fault_with_the_patient_in_its_message_is_told_by_its_type(
             patch.setattr(f"magsd_runtime.{place}", fail)
             assert main(["infer", str(path), "--bundle", str(bundle), "--out", str(kept), "--json"]) == 1
         printed = capfd.readouterr()
-        assert "ValueError" in printed.out
+        assert "ValueError" in printed.out + printed.err
         assert traces(ANNA, place, (printed.out + printed.err).encode()) == []
         assert traces_in_folder(ANNA, kept) == []
 
@@ -282,10 +282,10 @@ def test_names_of_outputs(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "ward 7.png"), np.zeros((70, 70), np.uint8))
     digest = hashlib.sha256((tmp_path / FILE_NAME).read_bytes()).hexdigest()
     paths = [tmp_path / name for name in (FILE_NAME, "disguised.png", "1.2.3.4", "ward 7.png", f"{ANNA.word}.dcm")]
-    names = output_names(paths)
+    names = OutputNames(paths)
     assert [name.stem for name in names] == [digest[:16], digest[:16], digest[:16], "ward 7", "input-5"]
     assert [name.shown for name in names] == [f"sha256:{digest}"] * 3 + [None, "input-5"]
-    kept = output_names(paths, keep_names=True)
+    kept = OutputNames(paths, keep_names=True)
     assert [name.stem for name in kept] == [Path(FILE_NAME).stem, "disguised", "1.2.3", "ward 7", ANNA.word]
     assert {name.shown for name in kept} == {None}
 

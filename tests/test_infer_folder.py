@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 import tiny_bundle
 from magsd_runtime import resuming
 from magsd_runtime.dicom.parsing import quiet
+from magsd_runtime.errors import UsageError
 from magsd_runtime.inferring_commands import _share, infer
 from magsd_runtime.parallel import AHEAD, side_by_side
 from magsd_runtime.pipeline import Pipeline
@@ -76,12 +77,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 4), st.booleans())
 def test_every_item_once_and_in_order_if_asked(delays: list[int], jobs: int, ordered: bool) -> None:
-    def work(item: tuple[int, int]) -> int:
+    through: list[int] = []
+
+    def work(item: tuple[int, int]) -> Iterator[int]:
         time.sleep(item[1] / 2000)
-        return item[0]
+        yield item[0]
+        through.append(item[0])
 
     found = list(side_by_side(work, enumerate(delays), jobs, ordered=ordered))
     assert (found if ordered else sorted(found)) == list(range(len(delays)))
+    assert sorted(through) == list(range(len(delays))), "what comes after the outcome is done as well"
 
 
 def test_no_more_is_begun_than_may_be_ahead_and_an_early_end_ends_all() -> None:
@@ -91,9 +96,9 @@ def test_no_more_is_begun_than_may_be_ahead_and_an_early_end_ends_all() -> None:
     def items() -> Iterator[int]:
         yield from range(10_000)
 
-    def work(item: int) -> int:
+    def work(item: int) -> Iterator[int]:
         begun.append(item)
-        return item
+        yield item
 
     results = side_by_side(work, items(), 2)
     for expected in range(50):
@@ -108,10 +113,10 @@ def test_no_more_is_begun_than_may_be_ahead_and_an_early_end_ends_all() -> None:
 def test_unordered_a_slow_one_holds_up_nobody() -> None:
     go_on = threading.Event()
 
-    def work(item: int) -> int:
+    def work(item: int) -> Iterator[int]:
         if item == 0:
             assert go_on.wait(30)
-        return item
+        yield item
 
     results = side_by_side(work, range(8), 2, ordered=False)
     assert sorted(next(results) for _ in range(7)) == list(range(1, 8))
@@ -122,17 +127,62 @@ def test_unordered_a_slow_one_holds_up_nobody() -> None:
 def test_what_one_raises_is_raised_and_nothing_begins_after_it() -> None:
     begun: list[int] = []
 
-    def work(item: int) -> int:
+    def work(item: int) -> Iterator[int]:
         begun.append(item)
         if item == 3:
             raise KeyError("three")
-        return item
+        yield item
 
     results = side_by_side(work, range(1000), 2)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError, match="three"):
         next(results)
     assert len(begun) <= 4 + 2 * AHEAD
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_outcome_is_there_before_its_work_is_through_and_the_end_waits_for_that(ordered: bool) -> None:
+    taken = threading.Event()
+    through: list[int] = []
+
+    def work(item: int) -> Iterator[int]:
+        yield item
+        assert taken.wait(30)
+        through.append(item)
+
+    results = side_by_side(work, range(2), 2, ordered=ordered)
+    assert {next(results), next(results)} == {0, 1}
+    assert through == []
+    taken.set()
+    assert list(results) == []
+    assert sorted(through) == [0, 1]
+
+
+def test_what_is_raised_after_an_outcome_is_raised_too() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> Iterator[int]:
+        begun.append(item)
+        yield item
+        if item == 3:
+            raise KeyError("three")
+
+    with pytest.raises(KeyError, match="three"):
+        list(side_by_side(work, range(100_000), 2))
+    assert len(begun) < 100_000
+    taken = threading.Event()
+
+    def last(item: int) -> Iterator[int]:
+        yield item
+        if item == 9:
+            assert taken.wait(30)
+            raise KeyError("nine")
+
+    results = side_by_side(last, range(10), 2)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    taken.set()
+    with pytest.raises(KeyError, match="nine"):
+        next(results)
 
 
 @pytest.mark.parametrize(
@@ -202,11 +252,74 @@ def test_the_first_line_is_out_while_the_next_film_is_judged(
     assert len([text for text in shown if text.strip()]) == 14
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_line_is_out_before_its_picture_is_drawn_and_the_end_waits_for_the_pictures(
+    bundle: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str
+) -> None:
+    """Each picture is drawn only once its film's line was seen; without that it would never be."""
+    from magsd_runtime import overlay
+
+    draw, seen = overlay.save_overlay, {f"{number:02}": threading.Event() for number in range(12)}
+    late: list[str] = []
+
+    def watched(path: Path, *arguments: Any) -> None:
+        stem = path.name.removesuffix("_overlay.jpg")
+        if stem in seen and not seen[stem].wait(30):
+            late.append(stem)
+        draw(path, *arguments)
+
+    class Out:
+        def write(self, text: str) -> int:
+            if text.strip():
+                event = seen.get(Path(json.loads(text)["path"]).stem)
+                if event is not None:
+                    event.set()
+            return len(text)
+
+        def flush(self) -> None: ...
+
+        def isatty(self) -> bool:
+            return False
+
+    monkeypatch.setattr(overlay, "save_overlay", watched)
+    monkeypatch.setattr(sys, "stdout", Out())
+    out = tmp_path / "out"
+    assert infer([str(films), "--bundle", str(bundle), "--out", str(out), "--json", "--jobs", jobs]) == 3
+    assert not late
+    for number in range(12):
+        assert cv2.imread(str(out / f"{number:02}_overlay.jpg")) is not None
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_picture_that_fails_is_told_at_the_end_and_in_the_record(
+    bundle: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, jobs: int
+) -> None:
+    from magsd_runtime import overlay
+
+    draw = overlay.save_overlay
+
+    def fail(path: Path, *arguments: Any) -> None:
+        if path.name == "03_overlay.jpg":
+            raise RuntimeError("no font")
+        draw(path, *arguments)
+
+    monkeypatch.setattr(overlay, "save_overlay", fail)
+    monkeypatch.delenv("MAGSD_TRACEBACK", raising=False)
+    code, lines, said = run(capsys, films, "--bundle", bundle, "--json", "--out", tmp_path, "--jobs", jobs)
+    assert code == 1
+    reason = "the overlay could not be drawn (RuntimeError)"
+    assert said == totals(lines) + f"magsd infer: no overlay of 1 of 14 images ({reason}); the predictions stand\n"
+    for number in (3, 4):
+        record = json.loads((tmp_path / f"{number:02}.json").read_text())
+        line = next(line for line in lines if line["path"] == record["path"])
+        assert line["status"] == record["status"]
+        assert ("overlay_failed" in [each["code"] for each in record["reasons"]]) is (number == 3)
+        assert ("overlay" in record["files"]) is (number != 3)
+
+
 def test_a_folder_that_cannot_be_written_ends_the_run_with_one_line(
     bundle: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from magsd_runtime.errors import UsageError
-
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -261,7 +374,9 @@ def command(films: Path, bundle: Path, out: Path, *more: str) -> list[str]:
 def results(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in out.iterdir():
-        if path.name == resuming.MARK or path.suffix != ".json":
+        if path.name == "lines.jsonl":
+            continue
+        if path.name.startswith(".") or path.suffix != ".json":
             found[path.name] = path.read_bytes()
         else:
             record = without_times(json.loads(path.read_text()))
@@ -269,36 +384,47 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize(("jobs", "more"), [("1", ()), ("2", ()), ("2", ("--unordered", "--no-overlay"))])
 def test_killed_and_gone_on_with_it_ends_as_if_it_had_not_been(
-    bundle: Path, films: Path, tmp_path: Path, jobs: str
+    bundle: Path, films: Path, tmp_path: Path, jobs: str, more: tuple[str, ...]
 ) -> None:
     for number in range(30):  # enough that it is never through before it is killed
         shutil.copy(films / f"{number % 12:02}.png", films / f"more{number}.png")
     out, whole = tmp_path / "out", tmp_path / "whole"
-    subprocess.run(command(films, bundle, whole, "--jobs", jobs), env=ENVIRONMENT, capture_output=True)
+
+    def arguments(folder: Path) -> list[str]:
+        return command(films, bundle, folder, "--jobs", jobs, "--lines", str(folder / "lines.jsonl"), *more)
+
+    subprocess.run(arguments(whole), env=ENVIRONMENT, capture_output=True)
     seen: list[str] = []
     for lines in (1, 9, 4):
-        child = subprocess.Popen(
-            command(films, bundle, out, "--jobs", jobs), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        )
+        child = subprocess.Popen(arguments(out), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         seen += [json.loads(child.stdout.readline())["path"] for _ in range(lines)]
         child.send_signal(signal.SIGKILL)
         child.communicate()
-    done = subprocess.run(command(films, bundle, out, "--jobs", jobs), env=ENVIRONMENT, capture_output=True, text=True)
+        in_file = {json.loads(line)["path"] for line in (out / "lines.jsonl").read_text().splitlines()}
+        assert set(seen) <= in_file, "what was told is kept"
+    done = subprocess.run(arguments(out), env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 3
     last = [line["path"] for line in records(done.stdout)]
-    assert not set(seen) & set(last), "a result that was out was given again"
-    assert len(set(seen)) == len(seen)
-    kept = 44 - len(last)
-    assert len(seen) <= kept < 44
-    lines = [record for name, record in results(whole).items() if name.endswith(".json") and name != resuming.MARK]
-    assert done.stderr == totals(lines, before=kept)
-    assert {name for name in results(out) if not name.startswith(".")} >= {f"{n:02}.json" for n in range(12)}
+    # only films whose picture was being drawn when their line was out already, one a thread
+    assert len(set(seen) & set(last)) <= 3 * int(jobs)
     found, expected = results(out), results(whole)
+    records_of_all = [record for name, record in expected.items() if name.endswith(".json") and name[0] != "."]
+    assert done.stderr == totals(records_of_all, before=44 - len(last))
     assert {name: found[name] for name in expected} == expected
     assert {name for name in found.keys() - expected.keys() if not name.startswith(".")} == set()
+    lines_of = [read_lines(folder / "lines.jsonl") for folder in (out, whole)]
+    assert [len(each) for each in lines_of] == [44, 44], "nothing lost, nothing doubled"
+    if "--unordered" in more:
+        lines_of = [sorted(each, key=lambda line: line["path"]) for each in lines_of]
+    assert lines_of[0] == lines_of[1]
+    assert [line["path"] for line in lines_of[1]] == sorted(str(path) for path in films.iterdir())
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [{**without_times(line), "files": None} for line in records(file.read_text())]
 
 
 @pytest.fixture
@@ -377,8 +503,126 @@ def test_other_rules_or_another_calibration_begin_anew(
     assert again(capsys, films, other, finished) == []
 
 
-def test_resume_needs_the_folder_of_records(bundle: Path, films: Path) -> None:
-    from magsd_runtime.errors import UsageError
-
-    with pytest.raises(UsageError, match="--resume goes with --out"):
+def test_resume_needs_the_records(bundle: Path, films: Path) -> None:
+    with pytest.raises(UsageError, match="--resume goes with --out or --lines"):
         infer([str(films), "--bundle", str(bundle), "--resume"])
+
+
+# --- --lines -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lines(bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    file = tmp_path / "lines" / "lines.jsonl"
+    code, printed, said = run(capsys, films, "--bundle", bundle, "--json", "--lines", file)
+    assert (code, len(printed), said) == (3, 14, totals(printed))
+    assert records(file.read_text()) == printed
+    return file
+
+
+def gone_on(capsys: pytest.CaptureFixture[str], films: Path, bundle: Path, file: Path, *more: object) -> list[str]:
+    code, lines, _ = run(capsys, films, "--bundle", bundle, "--json", "--lines", file, "--resume", *more)
+    assert code == 3
+    return [Path(line["path"]).name for line in lines]
+
+
+def test_a_torn_file_of_lines_is_gone_on_with_wherever_it_was_torn(
+    bundle: Path, films: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, expected = lines.read_bytes(), read_lines(lines)
+    names = sorted(path.name for path in films.iterdir())
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == ord("\n")]
+    assert gone_on(capsys, films, bundle, lines) == []
+    assert lines.read_bytes() == whole
+    for done, length in ((0, 0), (0, 1), (0, ends[0] - 1), (1, ends[0]), (6, ends[5] + 700), (13, ends[13] - 1)):
+        lines.write_bytes(whole[:length])
+        assert gone_on(capsys, films, bundle, lines) == names[done:]
+        assert read_lines(lines) == expected
+
+
+def test_lines_that_do_not_count_are_judged_again_and_all_is_in_order_at_the_end(
+    bundle: Path, films: Path, lines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = read_lines(lines)
+    content = lines.read_bytes().splitlines(keepends=True)
+    fault = {**json.loads(content[4]), "status": "error", "reasons": [{"code": "out_of_memory", "message": "m"}]}
+    content[2], content[7] = b"{}\n", b'{"path": 3, "status": "ok", "reasons": [], "schema": "magsd.prediction/1"}\n'
+    content[4] = json.dumps(fault).encode() + b"\n"
+    content[9] += b"\0" * 40 + b"\n"
+    content += [content[0], content[0]]
+    lines.write_bytes(b"".join(content))
+    names = sorted(path.name for path in films.iterdir())
+    assert gone_on(capsys, films, bundle, lines) == [names[number] for number in (2, 4, 7)]
+    assert read_lines(lines) == expected
+    # a film that came later has its place, one that was changed is judged again, and those of other folders stay
+    later = time.time() + 60
+    os.utime(films / "03.png", (later, later))
+    shutil.copy2(films / "03.png", films / "03a.png")
+    other = films.parent / "other"
+    other.mkdir()
+    shutil.copy(films / "00.png", other / "00.png")
+    assert len(run(capsys, other, "--bundle", bundle, "--json", "--lines", lines, "--resume")[1]) == 1
+    assert gone_on(capsys, films, bundle, lines) == ["03.png", "03a.png"]
+    paths = [line["path"] for line in read_lines(lines)]
+    assert paths == [str(other / "00.png"), *sorted(str(path) for path in films.iterdir())]
+
+
+def test_a_fault_of_the_machine_has_its_line_and_is_judged_again(
+    bundle: Path, films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "lines.jsonl"
+    monkeypatch.delenv("MAGSD_TRACEBACK", raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("magsd_runtime.pipeline.standardize", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        code, printed, _ = run(capsys, films, "--bundle", bundle, "--json", "--lines", file, "--jobs", 1)
+        assert (code, len(printed)) == (3, 14)
+        again, printed, _ = run(capsys, films, "--bundle", bundle, "--json", "--lines", file, "--resume", "--jobs", 1)
+        assert (again, len(printed)) == (3, 13)  # not the one that is no picture
+    assert len(read_lines(file)) == 14
+    assert len(gone_on(capsys, films, bundle, file)) == 13
+    assert run(capsys, films, "--bundle", bundle, "--json", "--lines", tmp_path / "healthy.jsonl")[0] == 3
+    assert read_lines(file) == read_lines(tmp_path / "healthy.jsonl")
+
+
+def test_lines_are_never_mixed_or_overwritten(
+    bundle: Path, films: Path, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import fcntl
+
+    content = lines.read_bytes()
+    common = [str(films), "--bundle", str(bundle), "--lines", str(lines)]
+    with pytest.raises(UsageError, match="is there already: --resume goes on with it"):
+        infer(common)
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    edit(other / "bundle.json", version="2")
+    with pytest.raises(UsageError, match="holds results of another bundle"):
+        infer([str(films), "--bundle", str(other), "--lines", str(lines), "--resume"])
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("mine\n")
+    with pytest.raises(UsageError, match="holds results of another bundle"):
+        infer([str(films), "--bundle", str(bundle), "--lines", str(foreign), "--resume"])
+    with open(lines.with_name(".lines.jsonl.lock"), "ab") as held:
+        fcntl.flock(held.fileno(), fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another magsd infer writes it"):
+            infer([*common, "--resume"])
+    with pytest.raises(UsageError, match="cannot be written"):
+        infer([str(films), "--bundle", str(bundle), "--lines", str(films / "00.png" / "lines.jsonl")])
+    assert lines.read_bytes() == content
+    assert foreign.read_text() == "mine\n"
+    capsys.readouterr()
+
+
+def test_with_records_and_lines_a_film_is_done_where_it_has_both(
+    bundle: Path, films: Path, lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected, out = read_lines(lines), tmp_path / "out"
+    names = sorted(path.name for path in films.iterdir())
+    assert gone_on(capsys, films, bundle, lines, "--out", out) == names
+    assert read_lines(lines) == expected
+    (out / "03.json").unlink()
+    content = lines.read_bytes().splitlines(keepends=True)
+    lines.write_bytes(b"".join(content[:9] + content[10:]))
+    assert gone_on(capsys, films, bundle, lines, "--out", out) == [names[3], names[9]]
+    assert read_lines(lines) == expected
+    assert (out / "03.json").exists()

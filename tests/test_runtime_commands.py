@@ -30,7 +30,7 @@ from magsd_runtime import doctor as doctor_module
 from magsd_runtime import hardware, inferring_commands, shipped
 from magsd_runtime.bundle import load_bundle
 from magsd_runtime.errors import BundleError, UsageError
-from magsd_runtime.naming import output_names
+from magsd_runtime.naming import OutputNames
 from magsd_runtime.verifying_commands import verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,9 +152,9 @@ def test_no_overlay_writes_records_only(bundle: Path, films: Path, tmp_path: Pat
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1), max_size=6))
 def test_output_names_are_unique_and_independent_of_order(stems: list[str]) -> None:
     images = list(dict.fromkeys(Path(f"{index % 2}") / f"{stem}.png" for index, stem in enumerate(stems)))
-    names = dict(zip(images, output_names(images)))
+    names = dict(zip(images, OutputNames(images)))
     assert len({name.stem.casefold() for name in names.values()}) == len(images)
-    assert dict(zip(images[::-1], output_names(images[::-1]))) == names
+    assert dict(zip(images[::-1], OutputNames(images[::-1]))) == names
     assert all(len(os.fsencode(name.stem)) < 200 for name in names.values())
 
 
@@ -188,7 +188,8 @@ def test_an_overlay_that_fails_stops_no_answer(
     assert inferring_commands.infer([*arguments, "--out", str(tmp_path / "out")]) == 1
     lines = records(capsys.readouterr().out)
     assert [line["status"] for line in lines] == ["ok", "ok"]
-    assert {line["reasons"][0]["code"] for line in lines} == {"overlay_failed"}
+    kept = [json.loads(Path(line["files"]["json"]).read_text()) for line in lines]
+    assert {record["reasons"][0]["code"] for record in kept} == {"overlay_failed"}
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(bundle: Path, films: Path, tmp_path: Path) -> None:

@@ -171,10 +171,15 @@ def find_images(paths: Sequence[str], *, stdin: Iterable[str] | None = None) -> 
     (default: the process's), each of them a file, folder or pattern. A name that matches nothing
     stays in the list: reading it gives an error of its own and stops no other.
     """
-    found: dict[Path, None] = {}
+    return [Path(name) for name in find_names(paths, stdin=stdin)]
+
+
+def find_names(paths: Sequence[str], *, stdin: Iterable[str] | None = None) -> list[str]:
+    """:func:`find_images` as text, which is a third of the memory where there are a hundred thousand."""
+    found: dict[str, None] = {}
     for path in paths:
         for argument in _lines(stdin) if path == "-" else (path,):
-            found.update(dict.fromkeys(_expand(argument)))
+            found.update(dict.fromkeys(str(Path(name)) for name in _expand(argument)))
     return list(found)
 
 
@@ -185,18 +190,18 @@ def _lines(stdin: Iterable[str] | None) -> list[str]:
     return [line for line in (line.rstrip("\r\n") for line in stdin) if line.strip()]
 
 
-def _expand(argument: str) -> list[Path]:
+def _expand(argument: str) -> list[str]:
     if os.path.isdir(argument):
         return _images_below(argument)
     if os.path.lexists(argument) or not glob.has_magic(argument):
-        return [Path(argument)]
+        return [argument]
     matches = sorted(glob.glob(argument, recursive=True))
     if not matches:
-        return [Path(argument)]
-    return [path for match in matches for path in (_expand(match) if os.path.isdir(match) else [Path(match)])]
+        return [argument]
+    return [name for match in matches for name in (_expand(match) if os.path.isdir(match) else [match])]
 
 
-def _images_below(folder: str) -> list[Path]:
+def _images_below(folder: str) -> list[str]:
     found: list[str] = []
 
     def keep(error: OSError) -> None:
@@ -209,7 +214,7 @@ def _images_below(folder: str) -> list[Path]:
             for name in files
             if not name.startswith(".") and _may_be_image(os.path.join(parent, name))
         ]
-    return [Path(path) for path in sorted(found)]
+    return sorted(found)
 
 
 def _may_be_image(path: str) -> bool:

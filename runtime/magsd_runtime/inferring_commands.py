@@ -8,9 +8,10 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle, hash_bundle_ahead
 
 if TYPE_CHECKING:
-    from .naming import OutputName
+    from .lines_file import LinesFile
+    from .naming import OutputName, OutputNames
     from .pipeline import Pipeline, Result
     from .prediction import Prediction, Reason
 
@@ -43,6 +45,7 @@ def infer(argv: list[str]) -> int:
     parser.add_argument("--keep-names", action="store_true", help="with --out: files named as DICOM images are, too")
     parser.add_argument("--audit", metavar="FILE", type=Path, help="append a record of each result to this log")
     parser.add_argument("--json", action="store_true", help="one JSON object a line on stdout")
+    parser.add_argument("--lines", metavar="FILE", type=Path, help="write what --json prints to FILE, too")
     parser.add_argument(
         "--jobs",
         type=positive_int,
@@ -51,13 +54,13 @@ def infer(argv: list[str]) -> int:
     )
     parser.add_argument("--unordered", action="store_true", help="each line as soon as it is there")
     parser.add_argument(
-        "--resume", action="store_true", help="with --out: leave out what an earlier run with --resume has done"
+        "--resume", action="store_true", help="with --out, --lines: leave out what an earlier run of this has done"
     )
     add_rules(parser)
     add_backend(parser)
     options = parser.parse_args(argv)
-    if options.resume and options.out is None:
-        raise UsageError("--resume goes with --out, where the records are that tell what is done")
+    if options.resume and options.out is None and options.lines is None:
+        raise UsageError("--resume goes with --out or --lines, where the records are that tell what is done")
     if "numpy" not in sys.modules:
         # Matrix products are tiny here, and starting a thread for each core delays the first answer
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -65,12 +68,12 @@ def infer(argv: list[str]) -> int:
     hash_bundle_ahead(bundle)
     rules = chosen_rules(options)
     images = _find(options.paths)
-    names: list[OutputName] | None = None
+    output: _Output | None = None
     if options.out is not None:
-        from .naming import output_names
+        from .naming import OutputNames
 
-        names = output_names(images, keep_names=options.keep_names)
-        _prepare_output(options.out, images, [name.stem for name in names])
+        output = _Output(options.out, OutputNames(images, keep_names=options.keep_names), not options.no_overlay)
+        _prepare_output(output, images)
     if options.dicom_out is not None:
         from .dicom_results.writing import require_parts
 
@@ -89,29 +92,33 @@ def infer(argv: list[str]) -> int:
         if not gc.isenabled():  # see magsd.cli.run
             gc.freeze()
             gc.enable()
-        output = None if options.out is None else _Output(options.out, overlay=not options.no_overlay)
         if options.audit is not None:
             from .audit_record import AuditedPipeline
 
             pipeline = AuditedPipeline(pipeline, options.audit, threads=threads)
         show = _json_line if options.json else _Table(pipeline, images)
-        done: dict[int, str] = {}
-        if output is not None and names is not None:
-            done = _done_before(
-                output, pipeline, images, names, resume=options.resume, dicom=options.dicom_out is not None
-            )
+        lines: LinesFile | None = None
+        if options.lines is not None:
+            from .audit_record import bundle_facts
+            from .lines_file import LinesFile
+
+            facts = {**bundle_facts(pipeline.bundle), **pipeline.facts}
+            lines = LinesFile(options.lines, facts, resume=options.resume)
+        earlier = _earlier(
+            output, lines, pipeline, images, resume=options.resume, dicom=options.dicom_out is not None
+        )  # fmt: skip
         return _run(
-            pipeline, images, names, show, output, options.dicom_out,
-            done=done, jobs=jobs, ordered=not options.unordered,
+            pipeline, images, show, output, lines, options.dicom_out,
+            earlier=earlier, jobs=jobs, ordered=not options.unordered,
         )  # fmt: skip
 
 
-def _find(paths: Sequence[str]) -> list[Path]:
-    from .images import find_images
+def _find(paths: Sequence[str]) -> list[str]:
+    from .images import find_names
 
-    found: dict[Path, None] = {}
+    found: dict[str, None] = {}
     for path in paths:
-        images = find_images([path])
+        images = find_names([path])
         if not images:
             what = "the list on stdin is empty" if path == "-" else f"{path}: holds no DICOM, PNG, JPEG or TIFF image"
             if len(paths) == 1:
@@ -130,13 +137,17 @@ def _make_folder(option: str, out: Path) -> None:
         raise UsageError(f"{option} {out}: no folder can be made there ({error.strerror})") from error
 
 
-def _prepare_output(out: Path, images: Sequence[Path], names: Sequence[str]) -> None:
-    _make_folder("--out", out)
-    there = os.path.realpath(out)
-    is_out = {parent: os.path.realpath(parent) == there for parent in {path.parent for path in images}}
-    overwritten = {f"{name}_overlay.jpg" for name in names} & {path.name for path in images if is_out[path.parent]}
+def _prepare_output(output: _Output, images: Sequence[str]) -> None:
+    _make_folder("--out", output.folder)
+    there = os.path.realpath(output.folder)
+    overlays = {
+        os.path.basename(path)
+        for path in images
+        if path.endswith("_overlay.jpg") and os.path.realpath(os.path.dirname(path) or ".") == there
+    }
+    overwritten = overlays and overlays & {f"{name.stem}_overlay.jpg" for name in output.names}
     if overwritten:
-        raise UsageError(f"--out {out}: {min(overwritten)} there is one of the images, choose another folder")
+        raise UsageError(f"--out {output.folder}: {min(overwritten)} there is one of the images, choose another folder")
 
 
 def _share(jobs: int | None, threads: int | None, images: int) -> tuple[int, int | None]:
@@ -150,88 +161,126 @@ def _share(jobs: int | None, threads: int | None, images: int) -> tuple[int, int
     return jobs, max(1, total // jobs)
 
 
-def _done_before(
-    output: _Output,
+def _earlier(
+    output: _Output | None,
+    lines: LinesFile | None,
     pipeline: Pipeline,
-    images: Sequence[Path],
-    names: Sequence[OutputName],
+    images: Sequence[str],
     *,
     resume: bool,
     dicom: bool,
-) -> dict[int, str]:
-    """By number: the status of each image that an earlier run has done."""
-    from .resuming import MARK, earlier_status, settle
+) -> Callable[[int], str | None] | None:
+    """By number: the status of an image that an earlier run has done, None of others; None if no run has."""
+    since = None if output is None else _settled(output.folder, pipeline, resume=resume)
+    if not resume:
+        return None
+    from .resuming import earlier_status
 
-    mark = output.folder / MARK
+    def status_of(number: int) -> str | None:
+        path, status = images[number], None
+        if lines is not None and (status := lines.earlier_status(path)) is None:
+            return None
+        if output is not None:
+            assert since is not None
+            name = output.names[number]
+            status = earlier_status(output.folder, path, name, since, overlay=output.overlay, dicom=dicom)
+        return status
+
+    return status_of
+
+
+def _settled(folder: Path, pipeline: Pipeline, *, resume: bool) -> int | None:
+    from .resuming import MARK, settle
+
+    mark = folder / MARK
     if not resume and not mark.exists():
-        return {}
+        return None
     from .audit_record import bundle_facts
 
     try:
-        since = settle(mark, {**bundle_facts(pipeline.bundle), **pipeline.facts}, resume=resume)
+        return settle(mark, {**bundle_facts(pipeline.bundle), **pipeline.facts}, resume=resume)
     except OSError as error:
         raise UsageError(f"--out: {mark} cannot be written ({error.strerror or error})") from error
-    if since is None:
-        return {}
-    done: dict[int, str] = {}
-    for number, (path, name) in enumerate(zip(images, names)):
-        status = earlier_status(output.folder, path, name, since, overlay=output.overlay, dicom=dicom)
-        if status is not None:
-            done[number] = status
-    return done
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Of one image: its status, and what is said of it; None where an earlier run has said it."""
+
+    status: str
+    prediction: Prediction | None
 
 
 def _run(
     pipeline: Pipeline,
-    images: Sequence[Path],
-    names: Sequence[OutputName] | None,
+    images: Sequence[str],
     show: Callable[[Prediction], str],
     output: _Output | None,
+    lines: LinesFile | None,
     dicom_out: Path | None = None,
     *,
-    done: Mapping[int, str],
+    earlier: Callable[[int], str | None] | None,
     jobs: int,
     ordered: bool,
 ) -> int:
-    """``jobs`` images at a time, each shown as soon as it is done; nothing is kept of it but its status. ``done``: the
-    statuses of those that need not be judged, by number."""
+    """``jobs`` images at a time, each shown as soon as it is judged, and only then drawn and written to ``output``;
+    nothing is kept of it but its status. ``earlier``: the statuses of those that need not be judged, by number."""
     if hasattr(sys.stdout, "reconfigure"):  # a class or file name that the terminal cannot show must not stop us
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    statuses = Counter(done.values())
-    fault, without_dicom = False, 0
+    statuses = Counter[str]()
+    fault, without_dicom, before = False, 0, 0
     with_heat = dicom_out is not None or (output is not None and output.overlay)
 
-    def judge(number: int) -> Prediction:
-        path = images[number]
+    def judge(number: int) -> Iterator[_Told]:
+        if earlier is not None and (status := earlier(number)) is not None:
+            yield _Told(status, None)
+            return
+        path = Path(images[number])
         result = pipeline.predict(path, with_heat=with_heat)
         if dicom_out is not None:
             from .dicom_results.writing import add_results
 
             result = add_results(dicom_out, path, result, pipeline.bundle)
-        return result.prediction if output is None or names is None else output.write(result, names[number])
+        if output is None:
+            yield _Told(result.prediction.status, result.prediction)
+            return
+        name = output.names[number]
+        prediction = output.named(result, name)
+        yield _Told(prediction.status, prediction)
+        output.write(result, prediction, name)
 
-    left = [number for number in range(len(images)) if number not in done]
-    predictions: Iterator[Prediction] = map(judge, left)
     if jobs > 1:
         from .parallel import side_by_side
 
-        predictions = side_by_side(judge, left, jobs, ordered=ordered)
-    with closing(Progress(len(left))) as progress:
+        told = side_by_side(judge, range(len(images)), jobs, ordered=ordered)
+    else:
+        told = chain.from_iterable(map(judge, range(len(images))))
+    with closing(Progress(len(images))) as progress:
         if isinstance(show, _Table):
             progress.print(show.header())
-        for prediction in predictions:
-            statuses[prediction.status] += 1
-            fault = fault or any(reason.code in _FAULTS for reason in prediction.reasons)
-            without_dicom += any(reason.code == "no_dicom_results" for reason in prediction.reasons)
-            progress.print(show(prediction))
+        for each in told:
+            statuses[each.status] += 1
+            if (prediction := each.prediction) is None:
+                before += 1
+            else:
+                fault = fault or any(reason.code in _FAULTS for reason in prediction.reasons)
+                without_dicom += any(reason.code == "no_dicom_results" for reason in prediction.reasons)
+                if lines is not None:
+                    lines.add(_json_line(prediction), prediction.path)
+                progress.print(show(prediction))
             progress.step()
+    if lines is not None:
+        lines.finish(images if ordered else None)
     if len(images) > 1:
         parts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
-        before = f"; {len(done)} of them before" if done else ""
-        print(f"{len(images)} images: {parts}{before}", file=sys.stderr)
+        print(f"{len(images)} images: {parts}{f'; {before} of them before' if before else ''}", file=sys.stderr)
     if without_dicom:
         print(f"magsd infer: --dicom-out: nothing written for {without_dicom} of {len(images)} images, "
               "see their reasons; the predictions stand", file=sys.stderr)  # fmt: skip
+    if output is not None and output.not_drawn:
+        fault = True
+        print(f"magsd infer: no overlay of {len(output.not_drawn)} of {len(images)} images "
+              f"({output.not_drawn[0]}); the predictions stand", file=sys.stderr)  # fmt: skip
     if fault:
         return 1
     if without_dicom:
@@ -241,32 +290,39 @@ def _run(
 
 @dataclass(frozen=True)
 class _Output:
-    """The folder of --out."""
+    """The folder of --out. ``not_drawn``: why, of each overlay that could not be drawn."""
 
     folder: Path
+    names: OutputNames
     overlay: bool
+    not_drawn: list[str] = field(default_factory=list)
 
-    def write(self, result: Result, name: OutputName) -> Prediction:
-        """Write the overlay and the JSON file of one image; the prediction then names both. What is kept in the file
-        calls the image as ``name`` says, the prediction that is returned by its path."""
+    def named(self, result: Result, name: OutputName) -> Prediction:
+        """The prediction with the files that :meth:`write` will write."""
+        files = dict(result.prediction.files)
+        if self._is_drawn(result):
+            files["overlay"] = _text(self.folder / f"{name.stem}_overlay.jpg")
+        return replace(result.prediction, files={**files, "json": _text(self.folder / f"{name.stem}.json")})
+
+    def write(self, result: Result, prediction: Prediction, name: OutputName) -> None:
+        """Write the overlay and then the JSON file of one image, which calls the image as ``name`` says. Where drawing
+        fails the JSON file says so, and the prediction stands."""
         from .files import write_json
 
-        prediction, files = result.prediction, dict(result.prediction.files)
         try:
-            if self.overlay and result.radiograph is not None and prediction.status != "error":
-                target = self.folder / f"{name.stem}_overlay.jpg"
-                reason = _draw(target, result)
-                if reason is None:
-                    files["overlay"] = _text(target)
-                else:
-                    prediction = replace(prediction, reasons=(*prediction.reasons, reason))
-            target = self.folder / f"{name.stem}.json"
-            prediction = replace(prediction, files={**files, "json": _text(target)})
+            if self._is_drawn(result):
+                reason = _draw(self.folder / f"{name.stem}_overlay.jpg", result)
+                if reason is not None:
+                    self.not_drawn.append(reason.message)
+                    files = {kind: file for kind, file in prediction.files.items() if kind != "overlay"}
+                    prediction = replace(prediction, reasons=(*prediction.reasons, reason), files=files)
             kept = prediction if name.shown is None else replace(prediction, path=name.shown)
-            write_json(target, kept.to_dict())
+            write_json(self.folder / f"{name.stem}.json", kept.to_dict())
         except OSError as error:
             raise UsageError(f"--out {self.folder}: cannot write there ({error.strerror or error})") from error
-        return prediction
+
+    def _is_drawn(self, result: Result) -> bool:
+        return self.overlay and result.radiograph is not None and result.prediction.status != "error"
 
 
 def _draw(target: Path, result: Result) -> Reason | None:
@@ -297,8 +353,8 @@ def _json_line(prediction: Prediction) -> str:
 class _Table:
     """An aligned line per image; widths are known before the first, so that lines can stream."""
 
-    def __init__(self, pipeline: Pipeline, images: Sequence[Path]) -> None:
-        self._path = min(_WIDEST_PATH, max(4, *(len(printable(str(path))) for path in images)))
+    def __init__(self, pipeline: Pipeline, images: Sequence[str]) -> None:
+        self._path = min(_WIDEST_PATH, max(4, *(len(printable(path)) for path in images)))
         self._label = max(5, *map(len, pipeline.bundle.classes))
         backend, bundle = pipeline.backend, pipeline.bundle
         self._model = f"{bundle.name} {bundle.version} on {backend.device} ({backend.precision}; {backend.reason})"

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from .dicom.parsing import looks_like_dicom
 from .files import sha256_file
@@ -32,8 +33,8 @@ class OutputName:
     shown: str | None = None
 
 
-def output_names(images: Sequence[Path], *, keep_names: bool = False) -> list[OutputName]:
-    """A name for each image.
+class OutputNames(Sequence[OutputName]):
+    """A name for each image, looked up when it is asked for: of a hundred thousand films none waits for the others.
 
     Of a picture: its stem, and where stems collide also a hash of the path. Of anything else the SHA-256 of its
     content, of which the stem has the first 16 digits; ``input-N`` where it cannot be read, N counted from 1.
@@ -42,21 +43,40 @@ def output_names(images: Sequence[Path], *, keep_names: bool = False) -> list[Ou
     The names depend on the paths and contents, not on their order, so that a rerun replaces its own files. Stems that
     differ in case only collide as well: some file systems do not tell them apart.
     """
-    stems = [path.stem if keep_names or _lends_its_name(path) else None for path in images]
-    counts = Counter(stem.casefold() for stem in stems if stem is not None)
-    names = []
-    for number, (path, stem) in enumerate(zip(images, stems), 1):
-        if stem is None:
+
+    def __init__(self, images: Sequence[str | Path], *, keep_names: bool = False) -> None:
+        self._images, self._keep_names = images, keep_names
+        named = [keep_names or Path(path).suffix.lower() in _PICTURES for path in images]
+        counts = Counter(Path(path).stem.casefold() for path, by_stem in zip(images, named) if by_stem)
+        once = {stem for stem, count in counts.items() if count == 1}
+        # Only where stems collide a DICOM file that is called a picture would make a difference: most are not opened
+        again = Counter[str]()
+        for path, by_stem in zip(images, named):
+            if by_stem and (stem := Path(path).stem.casefold()) not in once:
+                again[stem] += keep_names or _lends_its_name(Path(path))
+        self._colliding = frozenset(stem for stem, count in again.items() if count > 1)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, number: int) -> OutputName: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[OutputName]: ...
+    def __getitem__(self, number: int | slice) -> OutputName | list[OutputName]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        path = Path(self._images[number])
+        if not self._keep_names and not _lends_its_name(path):
             digest = _content_sha256(path)
-            shown = f"sha256:{digest}" if digest else f"input-{number}"
-            names.append(OutputName(digest[:_DIGITS] if digest else shown, shown))
-            continue
+            shown = f"sha256:{digest}" if digest else f"input-{number + 1}"
+            return OutputName(digest[:_DIGITS] if digest else shown, shown)
+        stem = path.stem
         too_long = len(os.fsencode(stem)) > _LONGEST_STEM
-        if too_long or counts[stem.casefold()] > 1:
+        if too_long or stem.casefold() in self._colliding:
             start = os.fsencode(stem)[:_LONGEST_STEM].decode("utf-8", "ignore") if too_long else stem
             stem = start + "-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-        names.append(OutputName(stem))
-    return names
+        return OutputName(stem)
 
 
 def _lends_its_name(path: Path) -> bool:

@@ -21,21 +21,31 @@ memory does not grow with their number."""
 
 
 def side_by_side(
-    work: Callable[[Item], Outcome], items: Iterable[Item], jobs: int, *, ordered: bool = True
+    work: Callable[[Item], Iterator[Outcome]], items: Iterable[Item], jobs: int, *, ordered: bool = True
 ) -> Iterator[Outcome]:
-    """``work(item)`` of each item, ``jobs`` at a time; ``ordered``: in the order of the items, else as they are done.
+    """What ``work(item)`` gives first, for each item, ``jobs`` at a time; ``ordered``: in the order of the items, else
+    as it comes.
 
-    What ``work`` raises is raised here, by the first item in that order; nothing else is then begun, and what had
-    begun has ended. The same where the caller stops early or is interrupted.
+    ``work(item)`` gives one outcome and may then go on, in its thread, while that is taken: it is through when the last
+    outcome has been taken and the iterator ends. What it raises is raised here: before its outcome by that item, after
+    it as soon as the next is asked for. Nothing else is then begun, and what had begun has ended; the same where the
+    caller stops early or is interrupted.
     """
     executor = ThreadPoolExecutor(jobs, "magsd-film")
     begun: deque[Future[Outcome]] = deque()
+    failed: list[BaseException] = []
     left = iter(items)
+
+    def begin(item: Item) -> Future[Outcome]:
+        outcome: Future[Outcome] = Future()
+        executor.submit(_do, work, item, outcome, failed)
+        return outcome
+
     try:
-        while True:
-            begun.extend(executor.submit(work, item) for item in islice(left, AHEAD * jobs - len(begun)))
+        while not failed:
+            begun.extend(map(begin, islice(left, AHEAD * jobs - len(begun))))
             if not begun:
-                return
+                break
             if not ordered:
                 done = wait(begun, return_when=FIRST_COMPLETED).done
                 first = next(future for future in begun if future in done)
@@ -45,3 +55,21 @@ def side_by_side(
             yield first.result()
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+    if failed:
+        raise failed[0]
+
+
+def _do(
+    work: Callable[[Item], Iterator[Outcome]], item: Item, outcome: Future[Outcome], failed: list[BaseException]
+) -> None:
+    try:
+        steps = work(item)
+        outcome.set_result(next(steps))
+    except BaseException as error:
+        outcome.set_exception(error)
+        return
+    try:
+        for _ in steps:
+            raise AssertionError("an item has one outcome")
+    except BaseException as error:
+        failed.append(error)

@@ -2,6 +2,8 @@
 
 OUT/NAME.json      a record is written last of a film's files and in one step: a run that was killed left it or not
 OUT/.resume.json   what made the records that are newer than it: bundle, rules, backend
+
+For the file of --lines: :mod:`lines_file`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from .files import write_json
 from .naming import OutputName
 
 MARK = ".resume.json"
-_OF_THE_MACHINE = frozenset({"fault", "out_of_memory", "not_finite", "overlay_failed", "dicom_failed"})
+OF_THE_MACHINE = frozenset({"fault", "out_of_memory", "not_finite", "overlay_failed", "dicom_failed"})
 """Reasons that may be gone the next time."""
 
 
@@ -46,7 +48,7 @@ def settle(mark: Path, facts: dict[str, Any], *, resume: bool) -> int | None:
 
 
 def earlier_status(
-    folder: Path, path: Path, name: OutputName, since: int, *, overlay: bool = False, dicom: bool = False
+    folder: Path, path: str | Path, name: OutputName, since: int, *, overlay: bool = False, dicom: bool = False
 ) -> str | None:
     """The status in the record of the film at ``path``; None where the film has to be judged.
 
@@ -60,7 +62,7 @@ def earlier_status(
         record = json.loads(record_path.read_text(encoding="utf-8"))
         shown = name.shown or os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
         reasons, files = {reason["code"] for reason in record["reasons"]}, record["files"]
-        if record["path"] != shown or reasons & _OF_THE_MACHINE or not all(map(os.path.isfile, files.values())):
+        if record["path"] != shown or reasons & OF_THE_MACHINE or not all(map(os.path.isfile, files.values())):
             return None
         status = record["status"]
         drawn = not overlay or "overlay" in files
