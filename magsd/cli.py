@@ -62,7 +62,8 @@ def run() -> NoReturn:
     if answers:
         gc.disable()  # what imports leave behind stays for good; infer turns it on again when it is ready
     code = main()
-    if answers and threading.active_count() == 1:
+    # Interrupted twice: not even films that are being read are waited for; no file of theirs has its name yet
+    if answers and (threading.active_count() == 1 or code == 130):
         with contextlib.suppress(OSError):  # a reader that has gone, which main has dealt with
             sys.stdout.flush()
             sys.stderr.flush()

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny_bundle
-from magsd_runtime import resuming
+from magsd_runtime import hardware, naming, resuming
 from magsd_runtime.dicom.parsing import quiet
 from magsd_runtime.errors import UsageError
 from magsd_runtime.inferring_commands import _share, infer
@@ -200,6 +200,45 @@ def test_the_threads_are_shared_out(
     assert _share(jobs, threads, images) == expected
 
 
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/\n", {}, []),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, []),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, [1.5]),
+        ("0::/a/b\n", {"a/b/cpu.max": "400000 100000\n", "a/cpu.max": "max 100000\n", "cpu.max": "5 10\n"}, [4, 0.5]),
+        ("0::/host/its/name\n", {"cpu.max": "200000 100000\n"}, [2]),
+        ("5:cpuset:/\n3:cpu,cpuacct:/c\n", {"cpu/c/cpu.cfs_quota_us": "30\n", "cpu/c/cpu.cfs_period_us": "10\n"}, [3]),
+        ("3:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, []),
+        ("0::/\n", {"cpu.max": "5 0\n"}, []),
+        ("nonsense\n\n1\n", {"cpu.max": "x\n"}, []),
+    ],
+)  # fmt: skip
+def test_a_containers_quota_of_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, limits: dict[str, str], expected: list[float]
+) -> None:
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "groups").write_text(groups)
+    quotas = list(hardware._cpu_quotas(str(tmp_path / "groups"), str(tmp_path)))
+    assert quotas == expected
+    monkeypatch.setattr(hardware, "_cpu_quotas", lambda: iter(quotas))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
+    assert hardware.usable_cores() == max(1, min([3, *(-int(-quota // 1) for quota in expected)]))
+
+
+def test_no_film_is_opened_for_the_name_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first result of a hundred thousand films waits for none of them."""
+    opened: list[str] = []
+    monkeypatch.setattr(naming, "_lends_its_name", lambda path: opened.append(path.name) or path.suffix == ".png")
+    monkeypatch.setattr(naming, "_content_sha256", lambda path: opened.append(path.name))
+    names = naming.OutputNames([str(tmp_path / name) for name in ("a.png", "b.dcm", "c.png", "d.dcm")])
+    assert opened == []
+    assert [names[2].stem, names[3].stem] == ["c", "input-4"]
+    assert opened == ["c.png", "d.dcm", "d.dcm"]
+
+
 def test_side_by_side_gives_what_one_after_the_other_gives(
     bundle: Path, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -326,6 +365,54 @@ def test_a_folder_that_cannot_be_written_ends_the_run_with_one_line(
     monkeypatch.setattr("magsd_runtime.files.write_json", refuse)
     with pytest.raises(UsageError, match="No space left on device"):
         infer([str(films), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--jobs", "2"])
+
+
+INTERRUPTED = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from magsd_runtime.pipeline import Pipeline
+from magsd import cli
+
+predict, end = Pipeline.predict, ThreadPoolExecutor.shutdown
+
+def hanging(self, path, **options):
+    if path.name == "05.png":
+        threading.Event().wait()
+    return predict(self, path, **options)
+
+def ending(self, **options):
+    print("ending", flush=True)
+    end(self, **options)
+
+Pipeline.predict, ThreadPoolExecutor.shutdown = hanging, ending
+cli.run()
+"""
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_film_that_hangs(bundle: Path, films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["infer", str(films), "--bundle", str(bundle), "--out", str(out), "--jobs", "2", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *arguments], env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # a shell's background job ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    # the others are done: the thread that is left judges them
+    while len(list(out.glob("[!.]*.json"))) < 13 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    lines = []
+    while (line := process.stdout.readline()) and line != "ending\n":
+        lines.append(json.loads(line))
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert (process.returncode, rest, errors) == (130, "", "magsd infer: interrupted\n")
+    assert [Path(line["path"]).name for line in lines] == [f"{number:02}.png" for number in range(5)]
+    for path in out.iterdir():
+        assert path.suffix != ".json" or json.loads(path.read_text())["status"]
+        assert path.suffix != ".jpg" or cv2.imread(str(path)) is not None
 
 
 def test_quiet_is_quiet_until_the_last_thread_has_left() -> None:

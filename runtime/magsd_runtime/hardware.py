@@ -6,10 +6,12 @@ What cannot be found out is None: an unknown machine must not stop anything.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +45,21 @@ def cpu() -> dict[str, Any]:
         model = match.group(1).strip() if match else None
     elif sys.platform == "darwin":
         model = _sysctl("machdep.cpu.brand_string")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "model": model or platform.processor() or None,
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "usable_cores": usable,
+        "usable_cores": usable_cores(),
         "instruction_sets": None
         if flags is None
         else [name for name, flag in _INSTRUCTION_SETS.items() if flag in flags],
     }
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, at least 1: by its affinity, and by a container's quota, rounded up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *map(math.ceil, _cpu_quotas())]))
 
 
 def memory() -> dict[str, int | None]:
@@ -153,6 +160,25 @@ def _container_memory() -> tuple[int | None, int | None]:
         if limit.isdecimal():
             return int(limit), int(used) if used.isdecimal() else None
     return None, None
+
+
+def _cpu_quotas(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> Iterator[float]:
+    """Cores' worth of time that each control group around this process allows, where it sets a limit (cgroup 1, 2)."""
+    for line in (_read(groups) or "").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = Path(root, "cpu") if controllers else Path(root)
+        folder = top / path.lstrip("/")
+        # Within a container the path may be the host's: what is mounted at the top are then the container's own limits
+        for place in (folder, *(parent for parent in folder.parents if parent.is_relative_to(top))):
+            if controllers:
+                text = f"{_read(f'{place}/cpu.cfs_quota_us') or ''} {_read(f'{place}/cpu.cfs_period_us') or ''}"
+            else:
+                text = _read(f"{place}/cpu.max") or ""
+            if re.fullmatch(r"\d+\s+0*[1-9]\d*\s*", text):
+                quota, period = map(int, text.split())
+                yield quota / period
 
 
 def _sysctl(name: str) -> str | None:

@@ -76,9 +76,7 @@ class OnnxRuntimeBackend:
 
 def available_cores() -> int:
     """CPU cores that this process may use, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+    return hardware.usable_cores()
 
 
 def _precision(bundle: Bundle, name: str) -> str:
