@@ -8,10 +8,12 @@ as DICOM; one in fifty is no film. Of 200 different ones the folder holds hard l
     rate        films a second of the whole process but for its start, one job and --jobs in turns, beside
                 cores / (CPU seconds a film of one job): 1 would be every core busy with films alone, all the time
     first       seconds from the command to the first line, and to that of one film alone
-    memory      the peak after a tenth of the films and at the end
-    resume      killed twice in the middle and gone on with: lost, doubled, different from a run that was not
+    memory      in use, and its peak, after each tenth of the films
+    resume      --lines, --out: killed twice in the middle and gone on with: lost, doubled, different from a run that
+                was not, or in another order
     overlay     CPU milliseconds of drawing and writing one, film of 1,024 pixels, median; the same as a PNG
-    more        the same folder grown to --more films: rate and memory again
+    more        the same folder grown to --more films: rate, CPU and memory again, and before and after it once more
+                those of --films, so that a machine that has become slower meanwhile is seen
 
 Without --more nothing is grown. Research use only.
 """
@@ -63,17 +65,23 @@ def main() -> None:
         report(found["folder"])
         found["resume"] = resumed(folder / str(options.films), folder, bundle, options.jobs)
         print(f"resume   killed after {found['resume']['killed_after']} films: " + ", ".join(
-            f"{found['resume'][key]} {key}" for key in ("lost", "doubled", "different")))  # fmt: skip
+            f"{found['resume'][key]} {key}" for key in ("lost", "doubled", "different", "out_of_order")))  # fmt: skip
         found["overlay"] = overlays(folder / "films", bundle)
         print(
             f"overlay  {found['overlay']['jpeg_ms']:.1f} ms of CPU, {found['overlay']['jpeg_bytes'] / 1e3:.0f} kB; "
             f"as a PNG {found['overlay']['png_ms']:.1f} ms, {found['overlay']['png_bytes'] / 1e3:.0f} kB"
         )
         if options.more:
+            few = folder / str(options.films)
+            beside = [rates(few, bundle, options.jobs, 1, alone=False)]
             found["more"] = rates(grown(folder, options.more), bundle, options.jobs, 1, alone=False)
+            beside.append(rates(few, bundle, options.jobs, 1, alone=False))
             report(found["more"])
-            ratio = found["more"]["rate"] / found["folder"]["rate"]
-            print(f"         rate of {options.more} films / rate of {options.films}: {ratio:.3f}")
+            for what, name in (("rate", "rate"), ("CPU a film", "cpu_s_a_film")):
+                ratios = [found["more"][name] / each[name] for each in beside]
+                found["more"][f"{name}_against_few"] = ratios
+                print(f"         {what} of {options.more} films / that of {options.films}, run before it and after: "
+                      + ", ".join(f"{ratio:.3f}" for ratio in ratios))  # fmt: skip
     if options.json is not None:
         write_json(options.json, found)
 
@@ -157,13 +165,14 @@ def run(films: Path, bundle: str, count: int, *more: object) -> dict[str, Any]:
     )
     assert child.stdout is not None
     first = last = 0.0
-    early_peak = None
+    tenths = {max(1, count * tenth // 10) for tenth in range(1, 11)}
+    points: list[dict[str, Any]] = []
     lines = 0
     for lines, _ in enumerate(child.stdout, 1):
         last = time.perf_counter()
         first = first or last
-        if lines == max(1, count // 10):
-            early_peak = peak_of(child.pid)
+        if lines in tenths:
+            points.append({"films": lines, "seconds": last - started, **memory_of(child.pid)})
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode not in (0, 3) or lines != count:
@@ -172,20 +181,19 @@ def run(films: Path, bundle: str, count: int, *more: object) -> dict[str, Any]:
         "first_s": first - started,
         "rate": (lines - 1) / (last - first) if lines > 1 else None,
         "cpu_s": usage.ru_utime + usage.ru_stime,
-        "early_peak_mb": early_peak,
         "peak_mb": usage.ru_maxrss / 1e3,
+        "points": points,
     }
 
 
-def peak_of(process: int) -> float | None:
-    """Peak resident memory so far in MB; None where the system does not say."""
+def memory_of(process: int) -> dict[str, float]:
+    """Resident memory and its peak so far in MB; empty where the system does not say, or the process has ended."""
+    names = {"VmRSS:": "mb", "VmHWM:": "peak_mb"}
     try:
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 1e3
+        lines = [line.split() for line in Path(f"/proc/{process}/status").read_text().splitlines()]
     except OSError:
-        pass
-    return None
+        return {}
+    return {names[line[0]]: int(line[1]) / 1e3 for line in lines if line and line[0] in names}
 
 
 def rates(films: Path, bundle: str, jobs: int, rounds: int, *, alone: bool = True) -> dict[str, Any]:
@@ -204,7 +212,6 @@ def rates(films: Path, bundle: str, jobs: int, rounds: int, *, alone: bool = Tru
         "cpu_s_a_film": median(each["cpu_s"] for each in many) / count,
         "first_s": median(each["first_s"] for each in many),
         "first_of_one_s": median(each["first_s"] for each in film),
-        "early_peak_mb": many[-1]["early_peak_mb"],
         "peak_mb": max(each["peak_mb"] for each in many),
         "runs": {"many": many, "alone": single},
     }  # fmt: skip
@@ -225,41 +232,49 @@ def report(found: dict[str, Any]) -> None:
         )
     print(line)
     print(f"first    {found['first_s']:.2f} s; of one film alone {found['first_of_one_s']:.2f} s")
-    early = found["early_peak_mb"]
-    print(f"memory   {'-' if early is None else f'{early:.0f}'} MB after a tenth, {found['peak_mb']:.0f} MB at the end")
+    points = [point for point in found["runs"]["many"][-1]["points"] if "mb" in point]
+    for what, name in (("memory  ", "mb"), ("  (peak)", "peak_mb")):
+        shown = "  ".join(f"{point['films']}: {point[name]:.0f}" for point in points)
+        print(f"{what} MB by films done  {shown}")
 
 
 def resumed(films: Path, folder: Path, bundle: str, jobs: int) -> dict[str, Any]:
     """Two SIGKILLs in the middle, then to the end, against a run that was left alone."""
     count = sum(1 for _ in films.iterdir())
-    out, whole = folder / "out", folder / "whole"
-    options = ("--out", out, "--no-overlay", "--resume", "--jobs", jobs)
-    said: list[str] = []
+
+    def made(place: Path) -> list[str]:
+        return command(films, bundle, "--out", place, "--lines", place / "lines.jsonl", "--no-overlay", "--resume",
+                       "--jobs", jobs)  # fmt: skip
+
+    stopped, whole = folder / "stopped", folder / "whole"
     killed_after = []
-    for share in (0.2, 0.5):
-        child = subprocess.Popen(command(films, bundle, *options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    for share in (0.2, 0.3):
+        child = subprocess.Popen(made(stopped), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert child.stdout is not None
-        lines = [child.stdout.readline() for _ in range(max(1, int(share * count) - len(said)))]
+        for _ in range(max(1, int(share * count))):
+            child.stdout.readline()
         child.send_signal(signal.SIGKILL)
         child.communicate()
-        said += [json.loads(line)["path"] for line in lines]
-        killed_after.append(len(said))
-    last = subprocess.run(command(films, bundle, *options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    said += [json.loads(line)["path"] for line in last.stdout.splitlines()]
-    subprocess.run(command(films, bundle, "--out", whole, "--no-overlay", "--jobs", jobs), stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)  # fmt: skip
-    records = [{path.name: plain(path) for path in place.glob("[!.]*.json")} for place in (out, whole)]
+        killed_after.append((stopped / "lines.jsonl").read_bytes().count(b"\n"))
+    for place in (stopped, whole):
+        subprocess.run(made(place), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    records = [{path.name: plain(path.read_text()) for path in place.glob("[!.]*.json")} for place in (stopped, whole)]
+    lines = [list(map(plain, (place / "lines.jsonl").read_text().splitlines())) for place in (stopped, whole)]
+    paths = [[line["path"] for line in each] for each in lines]
+    by_path = {line["path"]: line for line in lines[0]}
     return {
         "killed_after": killed_after,
-        "lost": len(records[1].keys() - records[0].keys()),
-        "doubled": len(said) - len(set(said)),
-        "different": sum(records[0].get(name) != record for name, record in records[1].items()),
+        "lost": len(set(paths[1]) - set(paths[0])) + len(records[1].keys() - records[0].keys()),
+        "doubled": len(paths[0]) - len(set(paths[0])),
+        "different": sum(by_path.get(line["path"]) != line for line in lines[1])
+        + sum(records[0].get(name) != record for name, record in records[1].items()),
+        "out_of_order": sum(one != other for one, other in zip(*paths)),
         "films": count,
     }
 
 
-def plain(path: Path) -> dict[str, Any]:
-    return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("timings_ms", "files")}
+def plain(text: str) -> dict[str, Any]:
+    return {name: value for name, value in json.loads(text).items() if name not in ("timings_ms", "files")}
 
 
 def overlays(films: Path, bundle: str) -> dict[str, float]:
