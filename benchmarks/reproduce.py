@@ -141,8 +141,9 @@ def _localization(arguments: argparse.Namespace, plan: Plan, cells: list[Cell]) 
     from reproduction.output import placed
 
     report, _ = compare(
-        plan, cells, arguments.out, arguments.data_root, _say, also=arguments.also, device=arguments.device
-    )
+        plan, cells, arguments.out, arguments.data_root, _say,
+        also=arguments.also, device=arguments.device, minimum_score=arguments.minimum_score,
+    )  # fmt: skip
     text, markdown = to_markdown(report), arguments.markdown
     if markdown is not None:
         old = markdown.read_text(encoding="utf-8") if markdown.is_file() else None
@@ -195,6 +196,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         made[name].add_argument("--also", action="append", default=[], metavar="NAME=FOLDER",
                                 help="a further run or bundle to compare; may be given several times")  # fmt: skip
         made[name].add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    made["localization"].add_argument("--minimum-score", type=float, default=0.0, metavar="S",
+                                      help="heat that a region must reach to count, for all (default: 0)")  # fmt: skip
     for name in ("markdown", "json"):
         where = "; between <!-- localization: NAME --> and <!-- end --> where the file has them"
         made["localization"].add_argument(

@@ -140,7 +140,9 @@ def localization_grid_figure(path: Path, columns: Sequence[str], films: Sequence
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
             _draw_truth(axes, film)
-        row[0].set_title(short_name(film.title, 28), fontsize=7, color=INK, pad=3)
+        row[0].set_title(
+            "\n".join(short_name(line, 26) for line in film.title.splitlines()), fontsize=7, color=INK, pad=3
+        )
         for axes, shown in zip(row[1:], film.shown):
             _draw_shown(axes, film, shown)
             axes.set_title(f"IoU {shown.iou:.2f}", fontsize=8, color=INK, pad=3)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+import magsd_runtime
 import reproduce
 from magsd.cli import main as magsd
 from magsd.data import Record, read_manifest
@@ -120,6 +121,19 @@ def test_every_model_with_weights_judges_every_film_once_a_fold(world: tuple[Pat
         np.testing.assert_array_equal(case.heats["evidence"], other.heats["evidence"])
 
 
+def test_a_bundle_is_one_more_model(world: tuple[Path, Path, Plan, list[Cell]]) -> None:
+    films, out, plan, cells = world
+    shipped = Path(magsd_runtime.__file__).parent / "shipped" / "covid-cxr"
+    models, _ = models_of(plan, cells, out, [f"in the box={shipped}"])
+    assert [(model.title, model.asked) for model in models] == [("MAG-SD (Proposed), A", False), ("in the box", True)]
+    found = judged(models[1], read_manifest(films / "drawn.csv"), device="cpu", resamples=20)
+    assert sorted(case.record.path.name for case in found.cases) == [f"d{number}.png" for number in range(8)]
+    assert {case.fold for case in found.cases} == {0}
+    # as for the others the threshold is chosen on other patients, not the bundle's
+    assert "leave one patient out" in found.found.summary["chosen_on"]
+    assert {"attention-lungs", "evidence-lungs"} < set(found.found.summary["maps"])
+
+
 def test_the_command_prints_and_places_the_table_and_draws_figure_7(
     world: tuple[Path, Path, Plan, list[Cell]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -173,6 +187,8 @@ def test_without_weights_or_films_it_says_so(world: tuple[Path, Path, Plan, list
     films, out, plan, cells = world
     with pytest.raises(UsageError, match="has no line 'localization'"):
         compare(replace(plan, localization=None), cells, out, films, print)
+    with pytest.raises(UsageError, match=r"--minimum-score is 1\.5"):
+        compare(plan, cells, out, films, print, minimum_score=1.5)
     with pytest.raises(UsageError, match="has its weights: keep them"):
         compare(plan, cells, tmp_path, films, print)
     with pytest.raises(UsageError, match="is no folder; expected NAME=RUN"):
@@ -205,7 +221,7 @@ def judgement(title: str, good: bool, classes: tuple[str, ...] = ("covid19",)) -
 def test_notes_name_what_is_beyond_the_baselines_and_what_is_not() -> None:
     judgements = [judgement("good", True), judgement("bad", False, ("other",))]
     report: dict[str, Any] = {
-        "manifest": "m.csv", "without_weights": [],
+        "manifest": "m.csv", "without_weights": [], "minimum_score": 0.9,
         "models": [
             {"title": each.model.title, "models": 1, "grid": [16, 16], "localization": each.found.summary}
             for each in judgements
@@ -213,12 +229,11 @@ def test_notes_name_what_is_beyond_the_baselines_and_what_is_not() -> None:
     }  # fmt: skip
     notes = "\n".join(notes_of(report, judgements))
     assert "interval above 0: good (attention), good (evidence). Of 4 rows" in notes
+    assert "those count that reach 0.9" in notes
     assert "12 films of 12 patients, ground truth: box, all of one source (here)" in notes
     assert "class a model does not know (bad)" in notes
     bad = {**report, "models": report["models"][1:]}
-    assert "none: by this measure no map is better than a box that looks at nothing" in "\n".join(
-        notes_of(bad, judgements[1:])
-    )
+    assert "none: these films do not show any map to be better" in "\n".join(notes_of(bad, judgements[1:]))
     grid = grid_of(report)
     assert all(len(row) == len(grid.head) for row in grid.rows)
     # both judge the same films on the same grid: each baseline is there once

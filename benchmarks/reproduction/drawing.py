@@ -171,9 +171,10 @@ def _localization(path: Path, report: Mapping[str, Any], judgements: Sequence[Ju
         films.append(_film(fitted.case, [*cells, box, _shown(draw, fitted.case, 0.5)]))
     part = judgements[0].found.summary
     caption = (
-        f"{len(picked)} of {part['images']} films ({report['manifest']}), evenly from the best to the worst. Each "
-        "model's lowest fold; means: all films and folds. IoU of enclosing boxes, or of masks.\nThresholds were chosen "
-        "on other patients (random map: 0.5). A region is what the network attended to, no radiologist's finding."
+        f"{count} of {part['images']} films ({Path(report['manifest']).name}), evenly from the best to the worst. "
+        "Each model's lowest fold; means: all films and folds. IoU of enclosing boxes, or of masks.\n"
+        "Thresholds were chosen on other patients (random map: 0.5). A region is what the network attended to, no "
+        "radiologist's finding."
     )
     localization_grid_figure(path, columns, films, caption)
 
@@ -200,7 +201,9 @@ def _film(case: Case, shown: Sequence[Shown]) -> Film:
     if case.truth.kind == "mask":
         mask = np.asarray(cv2.resize(case.truth.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)) > 0
     boxes = [_scaled(Box(x, y, x + w, y + h), factor) for x, y, w, h in case.record.boxes]
-    return Film(f"{case.record.path.name}\n{case.record.label}", np.asarray(pixels, np.uint8), boxes, mask, shown)
+    name = case.record.path.name
+    title = f"{name if len(name) <= 26 else '…' + name[-25:]}\n{case.record.label}"  # names differ at their end
+    return Film(title, np.asarray(pixels, np.uint8), boxes, mask, shown)
 
 
 def _size(case: Case) -> tuple[tuple[int, int], float]:

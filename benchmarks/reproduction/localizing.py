@@ -92,11 +92,13 @@ def models_of(
 
 
 def judged(
-    model: Compared, manifest: Manifest, *, device: str = "auto", batch: int = 32, resamples: int = 1000
-) -> Judgement:
+    model: Compared, manifest: Manifest, *, device: str = "auto", minimum_score: float = 0.0, batch: int = 32,
+    resamples: int = 1000,
+) -> Judgement:  # fmt: skip
     """Every fold's model on the films of patients it has not met; each counts once a film.
 
-    Thresholds are chosen as `magsd evaluate` does for a run: a bundle's own is not used, so that all are alike.
+    Thresholds are chosen as `magsd evaluate` does for a run: a bundle's own is not used, nor its minimum score, so that
+    all are alike. ``minimum_score``: the heat, 0 to 1, that a region must reach somewhere to count; 0 is the paper's.
 
     Raises
     ------
@@ -123,21 +125,23 @@ def judged(
         spec, classes = target.preprocessing, target.classes
     if not cases or spec is None:
         raise DataError(f"{model.title}: no film of the manifest has a box or a mask")
-    result = evaluate_localization(cases, tuning, spec, resamples=resamples)
+    result = evaluate_localization(cases, tuning, spec, minimum_score=minimum_score, resamples=resamples)
     return Judgement(model, tuple(cases), spec, tuple(classes), result)
 
 
 def compare(
     plan: Plan, cells: Sequence[Cell], out: Path, data_root: Path, say: Callable[[str], None], *,
-    also: Sequence[str] = (), device: str = "auto", batch: int = 32, resamples: int = 1000,
+    also: Sequence[str] = (), device: str = "auto", minimum_score: float = 0.0, batch: int = 32, resamples: int = 1000,
 ) -> tuple[dict[str, Any], list[Judgement]]:  # fmt: skip
     """The report of all models, for JSON and Markdown, and what they said of each film.
 
     Raises
     ------
     UsageError
-        If the plan names no films with boxes or masks, or no model's weights are there.
+        If the plan names no films with boxes or masks, no model's weights are there, or the minimum score is none.
     """
+    if not 0 <= minimum_score <= 1:
+        raise UsageError(f"--minimum-score is {minimum_score:g}: expected 0 to 1")
     if plan.localization is None:
         raise UsageError(f"{plan.path} has no line 'localization': name films with boxes or masks there")
     models, lost = models_of(plan, cells, out, also)
@@ -147,12 +151,14 @@ def compare(
     judgements = []
     for model in models:
         say(f"{model.title} on {plan.localization[0]}")
-        judgements.append(judged(model, manifest, device=device, batch=batch, resamples=resamples))
+        options: dict[str, Any] = {"device": device, "minimum_score": minimum_score, "batch": batch}
+        judgements.append(judged(model, manifest, resamples=resamples, **options))
     report = {
         "schema": SCHEMA,
         "research_use_only": True,
         "plan": plan.name,
         "manifest": plan.localization[0],
+        "minimum_score": minimum_score,
         "paper_trained_on": "B",
         "without_weights": lost,
         "models": [
@@ -184,6 +190,11 @@ def notes_of(report: Mapping[str, Any], judgements: Sequence[Judgement]) -> list
         "IoU as in section 4.4.6: of masks where a mask was drawn, of enclosing boxes where boxes were. Thresholds are "
         "chosen on other patients, for the fitted box too, never on the film itself.",
     ]
+    if report["minimum_score"]:
+        notes.append(
+            f"Of the regions above the threshold those count that reach {report['minimum_score']:g}, and the "
+            "strongest, in the random maps too; the paper has no such rule."
+        )
     beyond, pointing, rows = [], [], 0
     for model in report["models"]:
         for name, row in model["localization"]["maps"].items():
@@ -194,7 +205,11 @@ def notes_of(report: Mapping[str, Any], judgements: Sequence[Judgement]) -> list
                     found.append(f"{model['title']} ({name})")
     notes.append(
         "Mean IoU beyond that of the central box of fitted size, interval above 0: "
-        + (", ".join(beyond) if beyond else "none: by this measure no map is better than a box that looks at nothing")
+        + (
+            ", ".join(beyond)
+            if beyond
+            else "none: these films do not show any map to be better than a box that looks at nothing"
+        )
         + f". Of {rows} rows, uncorrected for their number."
     )
     notes.append(
