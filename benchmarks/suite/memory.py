@@ -96,6 +96,7 @@ def commands(context: Context) -> Iterator[Command]:
                  allowed=may_reject)  # fmt: skip
     yield device(f"infer, 4 PNG of {large}", "infer", big, "--json", allowed=may_reject)
     yield device(f"infer, 4 PNG of {large}, --jobs 1", "infer", big, "--json", "--jobs", 1, allowed=may_reject)
+    yield device(f"infer, 4 PNG of {large}, with overlays", "infer", big, "--out", work / "out-4", allowed=may_reject)
     yield device(f"infer, {many} PNG of {side}, with overlays", "infer", folder, "--out", work / "out-3",
                  allowed=may_reject)  # fmt: skip
     for name, bundle in list(context.bundles.items())[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return child(options)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
+        # as Ctrl-C does, so that the part at hand ends too and its folder goes
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         with TemporaryDirectory(prefix="magsd-benchmarks-") as folder:
             return parent(options, Path(folder))
     except MagsdError as error:

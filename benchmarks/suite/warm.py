@@ -127,7 +127,12 @@ def run_part(context: Context) -> Report:
                "decode", "lungs", "resize", "CLAHE", "network")  # fmt: skip
     table = Table("Bare: the calls in one go, with the faster decoder. The last columns: each of them alone, ms.",
                   columns, tuple(rows))  # fmt: skip
-    return Report((table,), tuple(goals), (Bars("magsd over the bare calls", "x", tuple(drawn)),), data=data)
+    laps = list(dict.fromkeys(lap for entry in data.values() for lap in entry["magsd_steps_ms"]))
+    steps = Table(
+        "magsd's own steps, ms, as each prediction says; medians.", ("bundle, file", *laps),
+        tuple((name, *(entry["magsd_steps_ms"].get(lap) for lap in laps)) for name, entry in data.items()),
+    )  # fmt: skip
+    return Report((table, steps), tuple(goals), (Bars("magsd over the bare calls", "x", tuple(drawn)),), data=data)
 
 
 def one(
