@@ -208,8 +208,10 @@ def test_a_torn_file_of_lines_is_gone_on_with_wherever_it_was_torn(
     assert lines.read_bytes() == whole
     for done, length in ((0, 0), (0, 1), (0, ends[0] - 1), (1, ends[0]), (6, ends[5] + 700), (13, ends[13] - 1)):
         lines.write_bytes(whole[:length])
+        place = lines.stat().st_ino
         assert gone_on(capsys, films, bundle, lines) == names[done:]
         assert read_lines(lines) == expected
+        assert lines.stat().st_ino == place, "a disk without room for a second file is enough"
 
 
 def test_lines_that_do_not_count_are_judged_again_and_all_is_in_order_at_the_end(

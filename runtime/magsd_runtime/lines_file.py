@@ -4,7 +4,8 @@ FILE                 a line a film, written whole and at once: a run that was ki
 .FILE.resume.json    what made the lines: bundle, rules, backend
 
 While a run goes on lines are only added, and the last line of a film is the one that counts. What is torn, out of order
-or superseded is put right at the start and at the end of a run, in one step each.
+or superseded is put right at the start and at the end of a run, in one step each. Where the system itself stops (power),
+the last lines may be missing or torn: their films are judged again.
 """
 
 from __future__ import annotations
@@ -111,8 +112,9 @@ class LinesFile:
                     break
                 end = lines[path].end
             else:
-                if end == os.fstat(file.fileno()).st_size:
-                    return lines
+                if end < os.fstat(file.fileno()).st_size:
+                    os.truncate(self._file, end)  # needs no room for a second file: the disk may be full
+                return lines
             with replacing(self._file) as temporary, open(temporary, "wb") as out:
                 for path in kept:
                     file.seek(lines[path].start)
