@@ -4,8 +4,8 @@ FILE                 a line a film, written whole and at once: a run that was ki
 .FILE.resume.json    what made the lines: bundle, rules, backend
 
 While a run goes on lines are only added, and the last line of a film is the one that counts. What is torn, out of order
-or superseded is put right at the start and at the end of a run, in one step each. Where the system itself stops (power),
-the last lines may be missing or torn: their films are judged again.
+or superseded is put right at the start and at the end of a run, in one step each. Where the system itself stops, the
+last lines may be missing or torn: their films are judged again.
 """
 
 from __future__ import annotations
