@@ -39,6 +39,8 @@ from numpy.typing import NDArray
 
 from magsd_runtime.files import write_json
 from magsd_runtime.shipped import choose_bundle
+from suite.films import write_dicom
+from suite.processes import magsd
 from timing import describe, machine
 
 DIFFERENT = 200
@@ -104,7 +106,7 @@ def draw_films(folder: Path, count: int, *, seed: int) -> None:
         elif kind < 9:
             cv2.imwrite(f"{name}.png", pixels.astype(np.uint16) * 257)
         else:
-            write_dicom(name.with_suffix(".dcm"), pixels, number)
+            write_dicom(name.with_suffix(".dcm"), pixels)
 
 
 def chest(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
@@ -120,27 +122,6 @@ def chest(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8
     return np.clip(film + rng.normal(0, 4, film.shape), 0, 255).astype(np.uint8)
 
 
-def write_dicom(path: Path, pixels: NDArray[np.uint8], number: int) -> None:
-    """A digital chest film with 12 bits, as a device would send it."""
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
-
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["folder.py", str(number)])
-    film = Dataset()
-    film.file_meta = meta
-    film.SOPClassUID, film.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    film.Modality, film.BodyPartExamined, film.ViewPosition = "DX", "CHEST", "PA"
-    film.Rows, film.Columns = pixels.shape
-    film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelRepresentation = 16, 12, 11, 0
-    film.SamplesPerPixel, film.PhotometricInterpretation = 1, "MONOCHROME2"
-    film.WindowCenter, film.WindowWidth = 2048, 4096
-    film.PixelData = (pixels.astype("<u2") * 16).tobytes()
-    film.save_as(path, enforce_file_format=True)
-
-
 def grown(folder: Path, count: int) -> Path:
     """A folder of ``count`` hard links to the films in ``folder/films``, in a mixed order."""
     films = sorted((folder / "films").iterdir())
@@ -154,7 +135,7 @@ def grown(folder: Path, count: int) -> Path:
 
 
 def command(films: Path, bundle: str, *more: object) -> list[str]:
-    return [sys.executable, "-m", "magsd.cli", "infer", str(films), "--bundle", bundle, "--json", *map(str, more)]
+    return magsd("infer", films, "--bundle", bundle, "--json", *more)
 
 
 def run(films: Path, bundle: str, count: int, *more: object) -> dict[str, Any]:

@@ -55,8 +55,8 @@ VERBS: dict[str, tuple[str, str]] = {
 def run() -> NoReturn:
     """The command ``magsd``: :func:`main`, and the end of the process.
 
-    An answer's process ends at once: libraries that take themselves apart at exit, object by object, cost a tenth of
-    the time to it. Nothing waits for them: what infer writes is whole and closed when :func:`main` returns.
+    An answer's process ends at once, and no library takes itself apart object by object while somebody waits: what
+    infer writes is whole and closed when :func:`main` returns.
     """
     answers = sys.argv[1:2] == ["infer"]
     if answers:

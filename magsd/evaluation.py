@@ -277,14 +277,14 @@ def _data_notes(facts: dict[str, Any], predictions: Predictions) -> list[dict[st
     notes = []
     confound = facts["source_confound"]
     if confound is not None and confound["suspicious"]:
+        told = ", ".join(f"{label} {accuracy:.3f}" for label, accuracy in confound["told"].items())
         notes.append(
             note(
                 "warning",
-                f"The source alone predicts the class with accuracy {confound['accuracy']:.3f} and mean "
-                "sensitivity "
-                f"{confound['sensitivity']:.3f} (chance {confound['chance']:.3f}), without any look at the "
-                "film. A network "
-                "can reach as much by recognising the source; these scores do not show how it does on "
+                f"The source alone predicts the class with accuracy {confound['accuracy']:.3f} and mean sensitivity "
+                f"{confound['sensitivity']:.3f} (chance {confound['chance']:.3f}), and tells each class from the "
+                f"others with a balanced accuracy of {told} (chance 0.500), without any look at the film. A "
+                "network can reach as much by recognising the source; these scores do not show how it does on "
                 "other sources.",
             )
         )

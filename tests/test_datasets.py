@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from collection_trees import facts, image, lines
 from magsd.cli import main
 from magsd.data import read_manifest
 from magsd.datasets import collections
 from magsd.datasets.collections import cohen, kermany_name, label_of
-from magsd.datasets.composing import TABLE_1, compose
-from magsd.datasets.rows import Row, read_rows, write_manifest
-from magsd.folds import make_folds
-from magsd_runtime.errors import DataError
-
-
-def image(path: Path, value: int = 0, side: int = 64) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(value).integers(0, 255, (side, side)).astype(np.uint8)
-    assert cv2.imwrite(str(path), pixels)
-    return path
-
-
-def lines(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def facts(path: Path, *names: str) -> list[tuple[str, ...]]:
-    return [tuple(line[name] for name in names) for line in lines(path)]
-
 
 COHEN = """patientid,offset,sex,age,finding,survival,view,modality,date,location,folder,filename,doi,url,license
 2,0,M,65,Pneumonia/Viral/COVID-19,Y,PA,X-ray,2020,"Hospital, Town",images,a.jpg,,,CC BY
@@ -345,94 +321,6 @@ def test_a_broken_annotation_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "1.json: is no Darwin annotation" in error
-
-
-# --- compose -------------------------------------------------------------------------------------
-
-
-def pool(folder: Path) -> list[Row]:
-    """120 images: patients of three, and of each label; one source a label."""
-    rows = []
-    for number in range(120):
-        label = ("covid19", "pneumonia", "healthy", "viral_pneumonia")[number % 4]
-        path = image(folder / f"{number:03}.png", number, 16)
-        rows.append(Row(path, label, f"{label}:{number // 12}", label[:3]))
-    return rows
-
-
-def test_a_data_set_is_so_many_images_a_class_by_patient(tmp_path: Path) -> None:
-    rows = pool(tmp_path)
-    made = compose("B", rows, seed=3, limit=14)
-    assert made.counts() == {"covid19": 14, "pneumonia": 14, "healthy": 14}
-    assert made.found == {"covid19": 30, "pneumonia": 60, "healthy": 30}
-    # whole patients but for the last: at most one patient of a class is there in part
-    for label in made.counts():
-        taken = Counter(row.patient for row in made.rows if row.label == label)
-        assert sum(count < 3 for count in taken.values()) <= 1
-    assert made.rows == compose("B", list(reversed(rows)), seed=3, limit=14).rows
-    assert made.rows != compose("B", rows, seed=4, limit=14).rows
-    small = compose("B", rows, seed=3, limit=5).rows
-    assert set(small) <= set(made.rows)
-
-
-def test_what_is_missing_and_what_gives_the_class_away_is_said(tmp_path: Path) -> None:
-    made = compose("A", [row for row in pool(tmp_path) if row.label in ("covid19", "pneumonia")])
-    assert made.wanted == {"covid19": 90, "pneumonia": 168}
-    assert any("covid19: 30 of 90 images" in line for line in made.warnings)
-    assert any("source of a film gives its class away" in line for line in made.warnings)
-    mixed = [*made.rows, Row(image(tmp_path / "x.png", 500), "covid19", "covid19:0", "pne")]
-    mixed.append(Row(image(tmp_path / "y.png", 501), "pneumonia", "covid19:0", "cov"))
-    warnings = compose("A", mixed).warnings
-    assert not any("gives its class away" in line for line in warnings)
-    assert any("1 patients are in two classes" in line for line in warnings)
-
-
-def test_identical_files_come_once(tmp_path: Path) -> None:
-    rows = pool(tmp_path)
-    copy = tmp_path / "zz.png"
-    shutil.copy(rows[0].path, copy)
-    made = compose("B", [*rows, Row(copy, "covid19", "another", "elsewhere")])
-    assert made.same == 1
-    assert copy not in {row.path for row in made.rows}
-    with pytest.raises(DataError, match="none of the manifests has an image of bacterial_pneumonia"):
-        compose("C", rows)
-    with pytest.raises(DataError, match="cannot be read"):
-        compose("B", [*rows, Row(tmp_path / "gone.png", "covid19", "p", "s")])
-
-
-def test_compose_from_the_command_line_and_into_folds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = pool(tmp_path / "films")
-    for label in ("covid19", "pneumonia"):
-        boxes = ((1.0, 2.0, 5.0, 6.0), (3.0, 4.0, 5.0, 6.0))
-        mine = [Row(r.path, r.label, r.patient, r.source, boxes) for r in rows if r.label == label]
-        write_manifest(tmp_path / f"{label}.csv", mine)
-    out = tmp_path / "sets" / "a.csv"
-    command = [
-        "data",
-        "compose",
-        "A",
-        str(tmp_path / "covid19.csv"),
-        str(tmp_path / "pneumonia.csv"),
-        "--out",
-        str(out),
-    ]
-    assert main(command) == 0
-    captured = capsys.readouterr()
-    assert "covid19                    30     30      90        10  cov 30" in captured.out
-    assert "gives its class away" in captured.err
-    manifest = read_manifest(out)
-    assert len(manifest.records) == 60
-    assert {record.boxes for record in manifest.records} == {boxes}
-    folds = make_folds(manifest, 5, seed=0)
-    assert set(folds.assignment) == {record.patient for record in manifest.records}
-    assert len(folds.assignment) == 20
-    again = read_rows(out)
-    assert {row.path.resolve() for row in again} == {record.path.resolve() for record in manifest.records}
-
-
-def test_table_1_is_the_papers() -> None:
-    totals = {name: sum(count for count, _ in classes.values()) for name, classes in TABLE_1.items()}
-    assert totals == {"A": 258, "B": 3631, "C": 6329, "localization": 131}
 
 
 def test_the_help_names_every_collection() -> None:

@@ -166,7 +166,7 @@ def test_what_is_raised_after_an_outcome_is_raised_too() -> None:
 def test_the_threads_are_shared_out(
     monkeypatch: pytest.MonkeyPatch, jobs: int | None, threads: int | None, images: int, expected: Any
 ) -> None:
-    monkeypatch.setattr("magsd_runtime.backends.onnx_runtime.available_cores", lambda: 4)
+    monkeypatch.setattr("magsd_runtime.hardware.usable_cores", lambda: 4)
     assert _share(jobs, threads, images) == expected
 
 

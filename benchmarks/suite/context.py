@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from magsd_runtime.backends.onnx_runtime import available_cores
+from magsd_runtime.hardware import usable_cores
 
 from .films import Format, film
 from .processes import Job, magsd, run
@@ -30,7 +30,7 @@ class Context:
 
     @property
     def used_threads(self) -> int:
-        return self.threads or available_cores()
+        return self.threads or usable_cores()
 
     @property
     def shipped(self) -> Path:

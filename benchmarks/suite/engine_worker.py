@@ -46,7 +46,7 @@ def torch_compile(bundle: Path, threads: int, quick: bool) -> tuple[Run, str]:
 
 
 def openvino(bundle: Path, threads: int, quick: bool) -> tuple[Run, str]:
-    import openvino as ov
+    import openvino as ov  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
 
     # float32, as all others: on some processors its default is bfloat16
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}

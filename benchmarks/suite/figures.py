@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, quantiles
+from statistics import fmean, quantiles
 
 TOLERANCE = 0.15
 """By how much an exponent may exceed the expected one, for each unit of that, before a curve counts as steep."""
@@ -103,7 +103,3 @@ def growth(x: Sequence[float], y: Sequence[float], *, expected: float) -> Growth
     steep = end > expected + tolerance
     verdict = FINE if not steep else BENDS if end > start + tolerance else STEEP
     return Growth(whole, start, end, expected, verdict)
-
-
-def middle(values: Sequence[float]) -> float:
-    return float(median(values))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 from magsd_runtime.benchmarking.measuring import Worker
 from magsd_runtime.pipeline import Pipeline
 from timing import measure
 
 from .context import Context
-from .figures import Spread, growth, middle, spread
+from .figures import Spread, growth, spread
 from .films import folder_of
 from .processes import Finished, Job, in_turns, magsd, program
 from .report import Curve, Report, Table
@@ -98,7 +99,7 @@ def by_batch(context: Context) -> list[Curve]:
             peaks[batch] = [worker.ask(memory=True)["peak_bytes"] / 1e6]
         for _ in range(context.repeats):
             for batch in batches:
-                taken[batch].append(1e3 * middle(worker.ask(batch=batch, calls=3)["seconds"]))
+                taken[batch].append(1e3 * median(worker.ask(batch=batch, calls=3)["seconds"]))
     finally:
         worker.close()
     return [
@@ -119,7 +120,7 @@ def by_threads(context: Context) -> list[Curve]:
             worker.ask(batch=1, calls=2)
         for _ in range(context.repeats):
             for count, worker in workers.items():
-                taken[count].append(1e3 * middle(worker.ask(batch=1, calls=10)["seconds"]))
+                taken[count].append(1e3 * median(worker.ask(batch=1, calls=10)["seconds"]))
     finally:
         for worker in workers.values():
             worker.close()

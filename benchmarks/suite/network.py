@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
-import subprocess
-import threading
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from magsd_runtime.benchmarking.conversation import Conversation, Silent
 from magsd_runtime.errors import DataError
 
 from .context import Context
 from .engine_worker import ENGINES
-from .figures import middle, ratio, spread
+from .figures import ratio, spread
 from .processes import importable, program
 from .report import Bars, Goal, Report, Table
 
@@ -26,52 +25,20 @@ PATIENCE = 600.0
 """Seconds without a word after which an engine is given up; torch.compile takes minutes."""
 
 
-class Engine:
-    """One engine's process; killed when it is closed."""
+class Engine(Conversation):
+    """One engine's process."""
 
     def __init__(self, name: str, bundle: Path, threads: int, *, quick: bool) -> None:
-        self.name = name
         command = [*program("engine_worker.py", name, bundle, threads), *(["--quick"] if quick else [])]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=importable(),
-        )  # fmt: skip
-        try:
-            self.facts = self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, **what: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the missing answer says it
-            self._process.stdin.write(json.dumps(what) + "\n")
-            self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        super().__init__(command, importable(), patience=PATIENCE)
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        late = threading.Timer(PATIENCE, self._process.kill)
-        late.start()
         try:
-            # some libraries print on stdout what is not for us
-            facts: dict[str, Any] = {}
-            for line in self._process.stdout:
-                with contextlib.suppress(ValueError):
-                    facts = json.loads(line)
-                    break
-        finally:
-            late.cancel()
-        if not facts or "error" in facts:
-            raise DataError(facts.get("error", f"its process ended, or was silent for {PATIENCE:.0f} s"))
+            facts = super()._answer()
+        except Silent as error:
+            raise DataError(str(error)) from None
+        if "error" in facts:
+            raise DataError(facts["error"])
         return facts
 
 
@@ -95,7 +62,7 @@ def run_part(context: Context) -> Report:
                     skipped[f"{name}, {engine}"] = str(error)
             for batch in batches:
                 found = in_turns(engines, batch, context)
-                fastest = min(found, key=lambda engine: middle(found[engine]))
+                fastest = min(found, key=lambda engine: median(found[engine]))
                 bars = []
                 for engine, seconds in found.items():
                     times, taken = ratio(seconds, found[OURS]), spread([1e3 * value for value in seconds])
@@ -128,7 +95,7 @@ def in_turns(engines: dict[str, Engine], batch: int, context: Context) -> dict[s
     found: dict[str, list[float]] = {name: [] for name in engines}
     for number in range(-context.warmup, context.repeats):
         for name, engine in engines.items():
-            taken = middle(engine.ask(batch=batch, calls=calls[name])[kind])
+            taken = median(engine.ask(batch=batch, calls=calls[name])[kind])
             if number >= 0:
                 found[name].append(taken)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ from session_options import options_of
 from timing import measure
 
 from .context import Context
-from .figures import middle, ratio, spread
+from .figures import ratio, spread
 from .films import Format
 from .report import Bars, Goal, Report, Table
 
@@ -165,7 +166,7 @@ def one(
     times = ratio(timings["magsd"].seconds, timings[f"bare, {library}"].seconds)
     steps = [1e3 * timings[step].median for step in (f"decode, {library}", "lungs", "resize", "CLAHE", "network")]
     taken = [1e3 * timings[way].median for way in ("magsd", f"bare, {library}")]
-    by_step = {lap: middle([one[lap] for one in laps if lap in one]) for lap in laps[-1]}
+    by_step = {lap: median([one[lap] for one in laps if lap in one]) for lap in laps[-1]}
     return {
         "row": (status, *taken, library, f"{times.median:.2f}", f"{times.low:.2f} to {times.high:.2f}", *steps),
         "times": (times.median, times.high),

@@ -208,12 +208,12 @@ def compare_half(
 def onnx_network(model: onnx.ModelProto, *, threads: int | None = None) -> Network:
     """``model`` on ONNX Runtime's CPU provider, as a :data:`verification.Network`."""
     from magsd_runtime.backends import import_onnxruntime
-    from magsd_runtime.backends.onnx_runtime import available_cores
+    from magsd_runtime.hardware import usable_cores
 
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or available_cores()
+    options.intra_op_num_threads = threads or usable_cores()
     # threads that wait by spinning slow the other session of a comparison down
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -11,10 +11,9 @@ from pathlib import Path
 from magsd_runtime.errors import DataError
 from magsd_runtime.files import sha256_file
 
+from ..confounds import SUSPICIOUS, told_by_source
 from .rows import Row
 
-_FEW = 5  # patients, below which a source is not one of its own
-_TELLING = 0.1  # balanced accuracy above guessing that is worth a warning
 _ANY = ("pneumonia", "viral_pneumonia", "bacterial_pneumonia")
 
 TABLE_1: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
@@ -83,7 +82,7 @@ class Composed:
         if len(sources) > 1 and len(seen) == len(set(seen)):
             return ["the source of a film gives its class away: no score on this data set shows that a network sees a "
                     "disease (docs/shortcuts.md)"]  # fmt: skip
-        told = {label: accuracy for label, accuracy in told_by_source(self.rows).items() if accuracy >= 0.5 + _TELLING}
+        told = {label: accuracy for label, accuracy in told_by_source(self.rows).items() if accuracy > 0.5 + SUSPICIOUS}
         if not told:
             return []
         figures = ", ".join(f"{label} {accuracy:.2f}" for label, accuracy in told.items())
@@ -95,31 +94,6 @@ class Composed:
         for row in self.rows:
             labels[row.patient].add(row.label)
         return labels
-
-
-def told_by_source(rows: Sequence[Row]) -> dict[str, float]:
-    """By class: the balanced accuracy of telling it from the others by the source alone, 0.5 to 1.
-
-    The best rule there is on these films: a source stands for the class if it has a larger part of the class's films
-    than of the others'. Sources of fewer than ``_FEW`` patients count as one, since a rule that knows patients is none
-    about sources. (``magsd evaluate`` asks for all classes at once; where two others are equally common that tells
-    less than this about the third.)
-    """
-    patients: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        patients[row.source].add(row.patient)
-    seen = Counter((row.source if len(patients[row.source]) >= _FEW else "", row.label) for row in rows)
-    total = Counter(row.label for row in rows)
-    told = {}
-    for label in sorted(total):
-        others = sum(total.values()) - total[label]
-        if not others:
-            continue
-        of_source: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for (source, its_label), count in seen.items():
-            of_source[source][its_label != label] += count
-        told[label] = sum(max(mine / total[label], rest / others) for mine, rest in of_source.values()) / 2
-    return told
 
 
 def compose(

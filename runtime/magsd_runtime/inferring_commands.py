@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from .commands import Progress, add_backend, positive_int, printable
 from .errors import RESEARCH_USE, UsageError
+from .files import path_text
 from .rules_option import add_rules, chosen_rules
 from .shipped import choose_bundle, hash_bundle_ahead
 
@@ -154,9 +155,9 @@ def _share(jobs: int | None, threads: int | None, images: int) -> tuple[int, int
     """How many images at a time, and the threads of each; None: all cores."""
     if images == 1 or jobs == 1 or (jobs is None and threads == 1):
         return 1, threads
-    from .backends.onnx_runtime import available_cores
+    from .hardware import usable_cores
 
-    total = threads or available_cores()
+    total = threads or usable_cores()
     jobs = min(jobs or total, images)
     return jobs, max(1, total // jobs)
 
@@ -301,8 +302,8 @@ class _Output:
         """The prediction with the files that :meth:`write` will write."""
         files = dict(result.prediction.files)
         if self._is_drawn(result):
-            files["overlay"] = _text(self.folder / f"{name.stem}_overlay.jpg")
-        return replace(result.prediction, files={**files, "json": _text(self.folder / f"{name.stem}.json")})
+            files["overlay"] = path_text(self.folder / f"{name.stem}_overlay.jpg")
+        return replace(result.prediction, files={**files, "json": path_text(self.folder / f"{name.stem}.json")})
 
     def write(self, result: Result, prediction: Prediction, name: OutputName) -> None:
         """Write the overlay and then the JSON file of one image, which calls the image as ``name`` says. Where drawing
@@ -339,10 +340,6 @@ def _draw(target: Path, result: Result) -> Reason | None:
             raise
         return Reason("overlay_failed", f"the overlay could not be drawn ({type(error).__name__})")
     return None
-
-
-def _text(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _json_line(prediction: Prediction) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import UsageError
-from .files import replacing
+from .files import path_text, replacing
 from .prediction import PREDICTION_SCHEMA
-from .resuming import OF_THE_MACHINE, settle
+from .resuming import OF_THE_MACHINE, made_by, settle
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LinesFile:
             if begun and not resume:
                 raise UsageError(f"--lines {file}: is there already: --resume goes on with it; or choose another file")
             before = os.stat(file).st_mtime_ns if begun else 0
-            if begun and not _made_by(mark, facts):
+            if begun and not made_by(mark, facts):
                 raise UsageError(
                     f"--lines {file}: holds results of another bundle, calibration, backend or rules: choose another "
                     "file, or remove it"
@@ -70,7 +70,7 @@ class LinesFile:
     def earlier_status(self, path: str) -> str | None:
         """The status in an earlier line of the film at ``path``; None where the film has to be judged: it has none, or
         its file is newer than the lines."""
-        status = self._earlier.get(_text(path))
+        status = self._earlier.get(path_text(path))
         with suppress(OSError, ValueError):
             if status is not None and os.stat(path).st_mtime_ns > self._since:
                 return None
@@ -89,7 +89,7 @@ class LinesFile:
         try:
             os.fsync(self._out.fileno())
             if self._superseded or (self._earlier and order is not None):
-                self._tidy(None if order is None else map(_text, order), faults=True)
+                self._tidy(None if order is None else map(path_text, order), faults=True)
             self._out.close()
         except OSError as error:
             raise UsageError(f"--lines {self._file}: cannot be written ({error.strerror or error})") from error
@@ -142,13 +142,6 @@ def _read(file: BinaryIO, *, faults: bool) -> dict[str, _Line]:
     return found
 
 
-def _made_by(mark: Path, facts: dict[str, Any]) -> bool:
-    try:
-        return json.loads(mark.read_text(encoding="utf-8")) == facts
-    except (OSError, ValueError):
-        return False
-
-
 def _lock(file: Path) -> BinaryIO | None:
     """Held until the process ends; None where the system has no locks."""
     try:
@@ -164,8 +157,3 @@ def _lock(file: Path) -> BinaryIO | None:
     except OSError:  # a file system without locks
         pass
     return lock
-
-
-def _text(path: str) -> str:
-    """As a prediction names it."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

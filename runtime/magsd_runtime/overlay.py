@@ -106,7 +106,7 @@ def save_overlay(
 ) -> None:
     """Write :func:`draw_overlay` as a JPEG file, whatever the suffix, in one step.
 
-    A PNG takes six times as long and five times the space (docs/folders.md), and the film itself is not read from it.
+    A PNG takes three times the processor time and five times the space (docs/folders.md); the film is not read from it.
     """
     overlay = draw_overlay(radiograph, heat, prediction)
     done, encoded = cv2.imencode(".jpg", cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR), _JPEG)

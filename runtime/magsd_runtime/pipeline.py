@@ -21,6 +21,7 @@ from .bundle import Bundle, load_bundle
 from .calibration import probabilities
 from .dicom.rules import judge as judge_header
 from .errors import ImageError, MagsdError
+from .files import path_text
 from .images import Radiograph, read_radiograph
 from .localization import findings, localization_map, square_heat, to_original
 from .prediction import Finding, Prediction, Reason
@@ -162,7 +163,7 @@ class Pipeline:
         )  # fmt: skip
         judgement = combined(judgement, sure)
         prediction = Prediction(
-            path=_text(path),
+            path=path_text(path),
             status=judgement.status,
             reasons=judgement.reasons,
             acceptance=accepted,
@@ -188,7 +189,7 @@ class Pipeline:
         acceptance: dict[str, Any] | None = None,
     ) -> Result:
         prediction = Prediction(
-            path=_text(path),
+            path=path_text(path),
             status=status,
             reasons=reasons,
             acceptance=acceptance,
@@ -217,11 +218,6 @@ class _Clock:
 
 def _rounded(finding: Finding) -> Finding:
     return Finding(finding.box, round(finding.score, 6), round(finding.area_fraction, 6))
-
-
-def _text(path: str | os.PathLike[str]) -> str:
-    """The path as text that every JSON reader takes: bytes that are no UTF-8 become ``\\udcXX``."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _without_path(message: str, path: str | os.PathLike[str]) -> str:

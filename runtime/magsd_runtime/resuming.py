@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .files import write_json
+from .files import path_text, write_json
 from .naming import OutputName
 
 MARK = ".resume.json"
@@ -33,10 +33,7 @@ def settle(mark: Path, facts: dict[str, Any], *, resume: bool) -> int | None:
     OSError
         If the mark cannot be written.
     """
-    try:
-        same = json.loads(mark.read_text(encoding="utf-8")) == facts
-    except (OSError, ValueError):
-        same = False
+    same = made_by(mark, facts)
     if not resume:
         if not same:
             with contextlib.suppress(FileNotFoundError):
@@ -45,6 +42,14 @@ def settle(mark: Path, facts: dict[str, Any], *, resume: bool) -> int | None:
     if not same:
         write_json(mark, facts)
     return os.stat(mark).st_mtime_ns
+
+
+def made_by(mark: Path, facts: dict[str, Any]) -> bool:
+    """Whether ``mark`` says that what lies beside it was made by what ``facts`` name."""
+    try:
+        return json.loads(mark.read_text(encoding="utf-8")) == facts
+    except (OSError, ValueError):
+        return False
 
 
 def earlier_status(
@@ -60,7 +65,7 @@ def earlier_status(
         if os.stat(record_path).st_mtime_ns < max(since, os.stat(path).st_mtime_ns):
             return None
         record = json.loads(record_path.read_text(encoding="utf-8"))
-        shown = name.shown or os.fspath(path).encode("utf-8", "backslashreplace").decode("utf-8")
+        shown = name.shown or path_text(path)
         reasons, files = {reason["code"] for reason in record["reasons"]}, record["files"]
         if record["path"] != shown or reasons & OF_THE_MACHINE or not all(map(os.path.isfile, files.values())):
             return None

@@ -20,7 +20,7 @@ import numpy as np
 
 from .audit import utc_now
 from .errors import MagsdError, UsageError
-from .files import sha256_file, write_json
+from .files import path_text, sha256_file, write_json
 from .inbox import Candidate, Inbox, identity, instance_key
 from .ledger import AGAIN, DONE, DUPLICATE, QUARANTINED, RETRY, Entry
 from .outbox import Outbox, write_reason
@@ -249,7 +249,7 @@ class Watcher:
         shown = f"sha256:{content}"
         if self.settings.keep_names:
             relative = os.fspath(candidate.path.relative_to(self.inbox.folder))
-            shown = _text(relative)
+            shown = path_text(relative)
         prediction = replace(result.prediction, path=shown)
         files = {"json": "prediction.json"}
         if self.settings.overlay and result.radiograph is not None:
@@ -269,7 +269,7 @@ class Watcher:
             try:
                 written = write_results(folder / "dicom", name, result, self.pipeline.bundle)
                 paths = {kind: os.fspath(dicom_out / path.name) for kind, path in written.items()}
-                files.update({kind.replace("-", "_"): _text(path) for kind, path in paths.items()})
+                files.update({kind.replace("-", "_"): path_text(path) for kind, path in paths.items()})
                 self.status.note_dicom("written")
             except UsageError as error:  # it is no DICOM film, or one whose header does not do
                 reason = Reason("no_dicom_results", f"no DICOM results: {error}")
@@ -337,10 +337,6 @@ class Watcher:
         self._reported, self._shown = now, shown
         with suppress(OSError):  # the disk is full: said already, and no reason to stop
             status.write(self.outbox.folder / "status.json", self.outbox.folder / "metrics.prom")
-
-
-def _text(path: str) -> str:
-    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _pixels_sha256(radiograph: Radiograph) -> str:

@@ -49,7 +49,7 @@ class OnnxRuntimeBackend:
         self.device = "cpu" if PROVIDERS[name] == "CPUExecutionProvider" else "cuda:0"
         self.precision = _precision(bundle, name)
         model = _model_path(bundle, name)
-        threads = threads or available_cores()
+        threads = threads or hardware.usable_cores()
         session = _open_optimised(ort, bundle, name, threads)
         self.optimised = session is not None
         self._session: Any = session or _open_session(ort, model, name, threads, bundle.model_sha256)
@@ -72,11 +72,6 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self._session = None
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use, at least 1."""
-    return hardware.usable_cores()
 
 
 def _precision(bundle: Bundle, name: str) -> str:
@@ -274,7 +269,7 @@ def prepare(bundle: Bundle, name: str, images: Callable[[], NDArray[np.float32]]
     if graph_cache.find(sha256, ort.__version__) is not None:
         return True
     inputs = images()
-    model, threads = _model_path(bundle, name), available_cores()
+    model, threads = _model_path(bundle, name), hardware.usable_cores()
     plain = _open_session(ort, model, name, threads)
 
     def make(graph: Path, weights: str) -> None:

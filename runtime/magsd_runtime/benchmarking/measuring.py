@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailableError, MagsdError
+from .conversation import Conversation, Silent
 from .summary import FILES, Measured
 
 TURN_SECONDS = 0.2
@@ -22,73 +20,31 @@ PATIENCE = 300.0
 """Seconds without a word after which a process is given up."""
 
 
-class Worker:
-    """One backend's process; killed when it is closed, whatever it is doing."""
+class Worker(Conversation):
+    """One backend's process."""
 
     def __init__(self, bundle: Path, backend: str, image: Path, threads: int | None) -> None:
         self.backend = backend
         program = [sys.executable, "-m", "magsd_runtime.benchmarking.worker", str(bundle), backend, str(image)]
         started = time.perf_counter()
-        self._process = subprocess.Popen(
+        super().__init__(
             [*program, *([] if threads is None else [str(threads)])],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )  # fmt: skip
-        self._errors: list[str] = []
-        # An unread pipe would stop a talkative library
-        self._reader = threading.Thread(target=self._read_errors, daemon=True)
-        self._reader.start()
-        try:
-            self.facts = self._answer()
-        except BaseException:
-            self.close()
-            raise
+            {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            patience=PATIENCE,
+        )
         self.start_seconds = time.perf_counter() - started
 
-    def ask(self, **what: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its last words say why
-            self._process.stdin.write(json.dumps(what) + "\n")
-            self._process.stdin.flush()
-        return self._answer()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        late = threading.Timer(PATIENCE, self._process.kill)
-        late.start()
         try:
-            line = self._process.stdout.readline()
-        finally:
-            late.cancel()
-        try:
-            facts = json.loads(line)
-        except ValueError:
-            self._process.kill()
-            self._reader.join(5)
-            said = " ".join("".join(self._errors).split())[-300:]
-            raise BackendUnavailableError(
-                f"backend {self.backend}: its process ended or was silent for {PATIENCE:.0f} s ({said or 'no message'})"
-            ) from None
+            facts = super()._answer()
+        except Silent as error:
+            raise BackendUnavailableError(f"backend {self.backend}: {error}") from None
         if "error" in facts:
             kind = BackendUnavailableError if facts["code"] == BackendUnavailableError.exit_code else MagsdError
             error = kind(facts["error"])
             error.exit_code = facts["code"]
             raise error
         return facts
-
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None
-        with contextlib.suppress(ValueError, OSError):
-            self._errors.extend(self._process.stderr)
 
 
 def measure(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MagsdError, UsageError, require
-from ..files import replacing
+from ..files import path_text, replacing
 from ..prediction import Reason
 from .case import KINDS, Case, Kind, make_case
 from .source import now, quiet, read_source
@@ -51,7 +51,7 @@ def add_results(folder: str | os.PathLike[str], path: str | os.PathLike[str], re
     except MemoryError:
         reason = Reason("dicom_failed", "no DICOM results: not enough memory, close other programs")
     else:
-        names = {kind.replace("-", "_"): _text(file) for kind, file in written.items()}
+        names = {kind.replace("-", "_"): path_text(file) for kind, file in written.items()}
         return replace(result, prediction=replace(prediction, files={**prediction.files, **names}))
     return replace(result, prediction=replace(prediction, reasons=(*prediction.reasons, reason)))
 
@@ -130,10 +130,6 @@ def _without_quotes(what: str) -> Iterator[None]:
 
 def file_name(case: Case, kind: Kind) -> str:
     return f"{kind}-{case.origin.uid('instance', kind)}.dcm"
-
-
-def _text(path: Path) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _write(folder: Path, case: Case, datasets: dict[Kind, Any]) -> dict[Kind, Path]:
